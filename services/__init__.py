@@ -1,0 +1,1 @@
+"""One folder per process. Services never import each other; they speak through `shared`."""

@@ -1,0 +1,1 @@
+"""What at least two services speak. Nothing here imports a service."""

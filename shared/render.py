@@ -1,0 +1,30 @@
+"""How a region of an image is shown to the model: the one resampling in the system.
+
+Zoom renders with it for the policy and the trainer alike; the scenes that pre-train the tiny
+policy are rendered with it too, so that nothing ever sees another resampling. Same input, same
+bytes: conversion, resampling kernel and PNG parameters are fixed here.
+"""
+
+import io
+
+from PIL import Image
+
+from shared.geometry import Box, ImageSize, PixelLimits, smart_resize
+
+
+def show_region(original: Image.Image, box: Box, limits: PixelLimits) -> Image.Image:
+    """The box of the original as the model is shown it: RGB, sides multiples of 28.
+
+    Bicubic, widened when shrinking (Pillow's antialiasing). Raises `BadBox` if the region is too
+    elongated to be shown.
+    """
+    shown = smart_resize(ImageSize(box.width_px, box.height_px), limits)
+    region = original.convert("RGB").crop(box.as_tuple())
+    return region.resize((shown.width_px, shown.height_px), Image.Resampling.BICUBIC)
+
+
+def encode_png(image: Image.Image) -> bytes:
+    """PNG bytes without metadata, deterministic for a given Pillow build; level 1 for speed."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", compress_level=1)
+    return buffer.getvalue()
