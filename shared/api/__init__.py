@@ -1,0 +1,1 @@
+"""Wire models of the HTTP services (pydantic): one module per service."""
