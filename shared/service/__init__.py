@@ -1,0 +1,1 @@
+"""What every process needs to be a process: settings, logs, metrics, probes, problem documents."""
