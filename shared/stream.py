@@ -19,6 +19,7 @@ from enum import StrEnum
 from typing import NamedTuple, cast
 
 import redis
+from redis.client import Pipeline
 
 CONSUMER_GROUP = "trainer"
 CONSUMER = "trainer-0"
@@ -62,7 +63,7 @@ return 1
 class RunStream:
     """The keys of one run. `client` must not decode responses (payloads are bytes)."""
 
-    def __init__(self, client: "redis.Redis", run: str) -> None:
+    def __init__(self, client: redis.Redis, run: str) -> None:
         self.client = client
         self.run = run
         prefix = f"medvr:run:{run}"
@@ -121,7 +122,7 @@ class RunStream:
 
     def outstanding(self) -> int:
         """How many fed groups have no fate yet."""
-        return cast(int, self.client.scard(self.outstanding_key))
+        return self.client.scard(self.outstanding_key)
 
     def mark_fed(self, group_id: str, position: int) -> None:
         """Feeder, after the task was queued: the group at `position` (from 0) is outstanding."""
@@ -187,9 +188,7 @@ class RunStream:
             rows = batch[0] if batch and isinstance(batch[0], list) else batch
             for entry_id, fields in cast("Sequence[tuple[bytes, dict[bytes, bytes]]]", rows):
                 group_id = fields.get(b"group_id", b"").decode(errors="replace")
-                entries.append(
-                    StreamEntry(entry_id.decode(), group_id, fields.get(b"group", b""))
-                )
+                entries.append(StreamEntry(entry_id.decode(), group_id, fields.get(b"group", b"")))
         return entries
 
     def settle(self, fated: Iterable[tuple[StreamEntry, Fate]]) -> None:
@@ -199,9 +198,7 @@ class RunStream:
                 self._settle(pipe, entry.group_id, fate, entry.entry_id)
             pipe.execute()
 
-    def _settle(
-        self, pipe: "redis.client.Pipeline", group_id: str, fate: Fate, entry_id: str | None
-    ) -> None:
+    def _settle(self, pipe: Pipeline, group_id: str, fate: Fate, entry_id: str | None) -> None:
         if entry_id is not None:
             pipe.xack(self.groups_key, CONSUMER_GROUP, entry_id)
             pipe.xdel(self.groups_key, entry_id)
@@ -216,4 +213,4 @@ class RunStream:
 
     def length(self) -> int:
         """Groups waiting on the stream (read but unsettled ones included)."""
-        return cast(int, self.client.xlen(self.groups_key))
+        return self.client.xlen(self.groups_key)

@@ -24,7 +24,7 @@ VERSION_MANIFEST = "manifest.json"
 
 
 class PolicyManifest(msgspec.Struct, frozen=True, kw_only=True):
-    """`medvr.json` of a checkpoint: how this policy is shown images and what it was trained with."""
+    """`medvr.json` of a checkpoint: how the policy is shown images, what it was trained with."""
 
     format: int
     name: str

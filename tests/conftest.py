@@ -1,4 +1,4 @@
-"""Fixtures that several parts share; every server is real, on loopback, and stopped by its fixture."""
+"""Fixtures that several parts share: real servers on loopback, stopped by their fixture."""
 
 import socket
 from collections.abc import Callable, Iterator

@@ -1,1 +1,1 @@
-"""The agent loop that rollout, evaluation and clinic all run: prompt, parser, environment, episode."""
+"""The agent loop that rollout, evaluation and clinic all run."""

@@ -97,9 +97,7 @@ def error_observation(message: str) -> str:
 def tool_call_text(box_in_view: Sequence[float]) -> str:
     """A well-formed call, as the policy writes it (for supervised scenes and tests)."""
     arguments = json.dumps({"bbox_2d": list(box_in_view)})
-    return (
-        f'<tool_call>{{"name": "{ZOOM_TOOL_NAME}", "arguments": {arguments}}}</tool_call>'
-    )
+    return f'<tool_call>{{"name": "{ZOOM_TOOL_NAME}", "arguments": {arguments}}}</tool_call>'
 
 
 def describe_box(box: Box) -> str:

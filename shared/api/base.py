@@ -9,7 +9,4 @@ class WireModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-Sha256 = str
-"""Hex digest; validated by the pattern on the field that carries it."""
-
 SHA256_PATTERN = r"^[0-9a-f]{64}$"

@@ -7,7 +7,7 @@ global: each app has a metrics registry of its own, so tests may build as many a
 
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from http import HTTPStatus
 from typing import Any
@@ -166,7 +166,7 @@ def create_service_app(
     """A FastAPI app with everything but the routes; `app.state.registry` holds its metrics."""
 
     @asynccontextmanager
-    async def nothing(_: FastAPI) -> AsyncIterator[None]:
+    async def nothing(_: FastAPI) -> AsyncGenerator[None]:
         yield
 
     registry = registry or CollectorRegistry()

@@ -5,7 +5,7 @@ finish for `GRACE_S` and runs the app's lifespan exit.
 """
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 
 import uvicorn
@@ -37,7 +37,7 @@ def probe_server(
     port: int,
     registry: CollectorRegistry,
     ready_checks: Mapping[str, ReadyCheck],
-) -> Iterator[None]:
+) -> Generator[None]:
     """`/health`, `/ready`, `/metrics` of a process whose main thread is busy with its own loop."""
     app = create_service_app(
         service, description="Probes.", registry=registry, ready_checks=ready_checks
