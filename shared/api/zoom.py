@@ -36,6 +36,18 @@ class IngestResponse(WireModel):
     window_width: float | None = None
 
 
+class ImageFacts(WireModel):
+    """`GET /v1/images/{image}/facts`: what an ingested original is."""
+
+    image: str = Field(pattern=SHA256_PATTERN)
+    width_px: int
+    height_px: int
+    mode: Literal["RGB", "L"]
+    """Colour or 8-bit grey."""
+    num_bytes: int
+    """Of the PNG."""
+
+
 class PixelLimitsModel(WireModel):
     """Least and most pixels of the shown image."""
 

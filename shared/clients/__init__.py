@@ -1,0 +1,1 @@
+"""Typed async clients of the services; each raises its own `BoundaryError`."""

@@ -1,0 +1,32 @@
+"""Client of the CCA scorer: rewards of a finished group, consensus at inference."""
+
+import httpx
+
+from shared.api.cca import ConsensusRequest, ConsensusResponse, ScoreRequest, ScoreResponse
+from shared.clients.http import HttpBoundary, Retries
+from shared.errors import CcaError
+
+
+class CcaClient:
+    """Typed calls to one scorer; every method raises `CcaError` when it fails."""
+
+    def __init__(
+        self,
+        base_url: str,
+        client: httpx.AsyncClient | None = None,
+        *,
+        retries: Retries | None = None,
+    ) -> None:
+        self._http = HttpBoundary(base_url, CcaError, client, retries=retries)
+
+    async def aclose(self) -> None:
+        """Close the connections this client opened."""
+        await self._http.aclose()
+
+    async def score(self, request: ScoreRequest) -> ScoreResponse:
+        """The rewards of a whole group, in the order of its attempts."""
+        return await self._http.post("/v1/score", request, ScoreResponse)
+
+    async def consensus(self, request: ConsensusRequest) -> ConsensusResponse:
+        """The modal answer of K trajectories and the region behind it."""
+        return await self._http.post("/v1/consensus", request, ConsensusResponse)

@@ -1,0 +1,64 @@
+"""Client of the zoom service: images in, crops out.
+
+A box the model should not have asked for comes back as `geometry.BadBox`, with the reason and the
+message the service gave: the same exception that `place_box` raises in-process, and no
+`ZoomError`, because the environment answers it with an observation. Everything else that fails is
+a `ZoomError`.
+"""
+
+import httpx
+
+from shared.api.zoom import CropRequest, CropResponse, ImageFacts, IngestResponse
+from shared.clients.http import HttpBoundary, Retries, encode, read_problem
+from shared.errors import ZoomError
+from shared.geometry import BadBox, BadBoxReason
+
+_JSON = {"content-type": "application/json"}
+_BAD_BOX_REASONS = frozenset(reason.value for reason in BadBoxReason)
+
+
+class ZoomClient:
+    """Typed calls to one zoom service; every method raises `ZoomError` when it fails."""
+
+    def __init__(
+        self,
+        base_url: str,
+        client: httpx.AsyncClient | None = None,
+        *,
+        retries: Retries | None = None,
+    ) -> None:
+        self._http = HttpBoundary(base_url, ZoomError, client, retries=retries)
+
+    async def aclose(self) -> None:
+        """Close the connections this client opened."""
+        await self._http.aclose()
+
+    async def ingest(self, data: bytes, media_type: str | None = None) -> IngestResponse:
+        """Store an image file (PNG, JPEG, WebP, TIFF, DICOM; found out from its content)."""
+        headers = {"content-type": media_type or "application/octet-stream"}
+        response = await self._http.send("POST", "/v1/images", content=data, headers=headers)
+        return self._http.decode(response, IngestResponse)
+
+    async def facts(self, image: str) -> ImageFacts:
+        """Size and colours of an ingested original."""
+        return await self._http.get(f"/v1/images/{image}/facts", ImageFacts)
+
+    async def image_bytes(self, image: str) -> bytes:
+        """The PNG of an ingested original."""
+        return (await self._http.send("GET", f"/v1/images/{image}")).content
+
+    async def crop(self, request: CropRequest) -> CropResponse:
+        """Render a region as the model is shown it. Raises `BadBox` for an impossible box."""
+        response = await self._http.send(
+            "POST", "/v1/crops", content=encode(request), headers=_JSON, accept=(422,)
+        )
+        if response.status_code == 422:
+            problem = read_problem(response)
+            if problem.reason in _BAD_BOX_REASONS:
+                raise BadBox(BadBoxReason(problem.reason), problem.detail)
+            raise self._http.error_of(response)
+        return self._http.decode(response, CropResponse)
+
+    async def crop_bytes(self, crop: str) -> bytes:
+        """The PNG of a crop."""
+        return (await self._http.send("GET", f"/v1/crops/{crop}")).content
