@@ -27,9 +27,11 @@ class BoundaryError(MedvrError):
 
     service: str = "unknown"
 
-    def __init__(self, message: str, *, is_transient: bool) -> None:
+    def __init__(self, message: str, *, is_transient: bool, status: int | None = None) -> None:
         super().__init__(f"{self.service}: {message}")
         self.is_transient = is_transient
+        self.status = status
+        """HTTP status it answered with; None where it gave no answer, or no readable one."""
 
 
 class PolicyError(BoundaryError):

@@ -164,9 +164,11 @@ class HttpBoundary:
                 f"response is no {response_type.__name__} ({fields})", is_transient=False
             ) from error
 
-    def error(self, message: str, *, is_transient: bool) -> BoundaryError:
+    def error(
+        self, message: str, *, is_transient: bool, status: int | None = None
+    ) -> BoundaryError:
         """This service's exception."""
-        return self._error_type(message, is_transient=is_transient)
+        return self._error_type(message, is_transient=is_transient, status=status)
 
     def error_of(self, response: httpx.Response) -> BoundaryError:
         """The exception that says what a read error response says."""
@@ -175,6 +177,7 @@ class HttpBoundary:
         return self.error(
             f"{status} {problem.title}: {problem.detail}",
             is_transient=status in _TRANSIENT_STATUSES,
+            status=status,
         )
 
     def _url(self, path: str) -> httpx.URL:
