@@ -44,7 +44,13 @@ INSTRUCTION_TEXT = " Think first, look closer where you are unsure, then answer.
 TURN_STOPS = ("</tool_call>", "</answer>")
 """A turn ends at the first of these; the stop stays in the tokens."""
 
-VISION_PLACEHOLDERS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+VISION_PLACEHOLDERS = (
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
 """Never sampled by the policy: one of them would break every later turn."""
 
 
