@@ -1,0 +1,1 @@
+"""Job: run the agent over a problem set and score it; scores, tables and plots."""
