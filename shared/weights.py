@@ -143,6 +143,11 @@ def prune_versions(root: Path, run: str, keep: int) -> None:
         shutil.rmtree(old)
 
 
+def channel_key(channel: str) -> str:
+    """The Redis key of a channel: `medvr:weights:policy:train`."""
+    return f"medvr:weights:{channel}"
+
+
 def encode_pointer(pointer: ChannelPointer) -> bytes:
     """The channel key's value."""
     return msgspec.json.encode(pointer)

@@ -1,0 +1,73 @@
+"""From settings to vLLM's command line and environment."""
+
+import json
+import os
+from pathlib import Path
+
+from services.policy.plugin import NAME
+from services.policy.settings import PolicySettings
+
+LOGGING_CONFIG = Path(__file__).with_name("logging.json")
+
+
+def vllm_arguments(settings: PolicySettings) -> list[str]:
+    """Arguments of `vllm serve`."""
+    arguments = [
+        settings.model,
+        *("--served-model-name", settings.served_model_name),
+        *("--host", settings.host),
+        *("--port", str(settings.port)),
+        *("--dtype", settings.dtype),
+        *("--seed", str(settings.seed)),
+        *("--block-size", str(settings.block_size)),
+        *("--max-num-seqs", str(settings.max_num_seqs)),
+        *("--tensor-parallel-size", str(settings.tensor_parallel_size)),
+        *("--limit-mm-per-prompt", json.dumps({"image": settings.max_images, "video": 0})),
+        # Log-probabilities of the distribution that is sampled from: after the mask.
+        *("--logprobs-mode", "processed_logprobs"),
+        *("--generation-config", "vllm"),
+        *("--worker-extension-cls", "services.policy.vllm_adapter.MedvrWorker"),
+        *("--logits-processors", "services.policy.vllm_adapter:EntropyLogitsProcessor"),
+        # A domain nobody can own: http(s) images are refused, data URLs are not affected.
+        *("--allowed-media-domains", "data-urls-only.invalid"),
+        "--no-async-scheduling",
+        "--enable-prefix-caching",
+        "--disable-uvicorn-access-log",
+    ]
+    if settings.max_model_len is not None:
+        arguments += ["--max-model-len", str(settings.max_model_len)]
+    if _is_cpu():
+        cache_bytes = settings.kv_cache_mib * 2**20
+        arguments += ["--enforce-eager", "--kv-cache-memory-bytes", str(cache_bytes)]
+    return arguments
+
+
+def vllm_environment(settings: PolicySettings) -> dict[str, str]:
+    """Environment of vLLM's processes: the settings again (the plugins read them), and its own."""
+    environment = dict(os.environ)
+    for name in type(settings).model_fields:
+        value = getattr(settings, name)
+        if value is not None:
+            environment[f"MEDVR_POLICY_{name.upper()}"] = str(value)
+    environment |= {
+        "VLLM_PLUGINS": NAME,
+        "VLLM_USE_V2_MODEL_RUNNER": "0",
+        "VLLM_LOGGING_CONFIG_PATH": str(LOGGING_CONFIG),
+        "VLLM_NO_USAGE_STATS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "OMP_NUM_THREADS": str(settings.threads),
+    }
+    if _is_cpu():
+        environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+    return environment
+
+
+def _is_cpu() -> bool:
+    """Whether the CPU build of vLLM is installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        version("vllm-cpu")
+    except PackageNotFoundError:
+        return False
+    return True

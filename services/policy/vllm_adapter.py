@@ -1,0 +1,241 @@
+"""Everything that touches vLLM: the logits processor, the worker extension and the engine.
+
+No other file of this repository imports vllm, so a new version of it is met here. The contract
+test (tests/policy) runs this file against the real engine on CPU. Extension points used:
+`--logits-processors`, `--worker-extension-cls`, `vllm.general_plugins`, `vllm.endpoint_plugins`
+(services.policy.plugin); engine calls: generate, collective_rpc, pause/resume_generation,
+reset_prefix_cache, reset_encoder_cache, update_weight_version and the renderer.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from PIL.Image import Image
+from vllm import SamplingParams, TokensPrompt
+from vllm import __version__ as vllm_version
+from vllm.config import VllmConfig
+from vllm.engine.protocol import EngineClient
+from vllm.exceptions import VLLMClientError
+from vllm.logprobs import FlatLogprobs
+from vllm.sampling_params import RequestOutputKind
+from vllm.tokenizers import cached_tokenizer_from_config
+from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
+from vllm.v1.sample.logits_processor.builtin import process_dict_updates
+
+from services.policy.entropy import TABLE, Record, entropy_nats, force_tokens
+from shared.agent.prompt import VISION_PLACEHOLDERS
+from shared.geometry import PixelLimits
+
+__all__ = [
+    "Engine",
+    "EngineOutput",
+    "EntropyLogitsProcessor",
+    "MedvrWorker",
+    "RejectedByEngine",
+    "vllm_version",
+]
+
+_KEY = "medvr_key"
+_FORCED = "medvr_forced_token_ids"
+
+RejectedByEngine = VLLMClientError
+"""The engine refuses the request as such; the message is fit for the caller."""
+
+
+def forbidden_token_ids(tokenizer: Any) -> list[int]:
+    """Ids of the vision placeholders that this tokenizer has."""
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    return sorted(vocabulary[token] for token in VISION_PLACEHOLDERS if token in vocabulary)
+
+
+class EntropyLogitsProcessor(LogitsProcessor):
+    """Forbids the vision placeholders, measures H_t of what is left, forces given tokens.
+
+    Sees float32 logits before temperature. Every row is masked; only rows whose request carries a
+    key in `extra_args` are measured.
+    """
+
+    def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
+        del is_pin_memory
+        tokenizer = cached_tokenizer_from_config(vllm_config.model_config)
+        self._forbidden = torch.tensor(forbidden_token_ids(tokenizer), device=device)
+        self._records: dict[int, Record] = {}
+
+    def is_argmax_invariant(self) -> bool:
+        """No: the mask may change the greedy choice, so it runs for greedy requests too."""
+        return False
+
+    @staticmethod
+    def _begin(
+        params: SamplingParams, _: list[int] | None, output_token_ids: list[int]
+    ) -> Record | None:
+        extra = params.extra_args or {}
+        if _KEY not in extra:
+            return None
+        return TABLE.begin(extra[_KEY], output_token_ids, extra.get(_FORCED))
+
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
+        """Follow the batch: which request sits in which row."""
+        process_dict_updates(self._records, batch_update, self._begin)
+
+    def apply(self, logits: torch.Tensor) -> torch.Tensor:
+        """Mask, measure, force; in place."""
+        logits.index_fill_(1, self._forbidden, -torch.inf)
+        if self._records:
+            TABLE.add_step(entropy_nats(logits), self._records)
+            force_tokens(logits, self._records)
+        return logits
+
+
+class MedvrWorker:
+    """Methods added to vLLM's worker (`--worker-extension-cls`), called by `collective_rpc`."""
+
+    def medvr_take(
+        self, wanted: list[tuple[str, int, bool]]
+    ) -> list[tuple[list[float], list[float]]]:
+        """`EntropyTable.take` for many (key, start, final) at once."""
+        return [TABLE.take(key, start, final=final) for key, start, final in wanted]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOutput:
+    """What the engine sampled since the last output (everything, when not streaming)."""
+
+    token_ids: list[int]
+    sampled_logprobs: list[float]
+    finish: str | None
+    """vLLM's finish reason: stop, length, abort or error; None while it goes on."""
+    stop: str | int | None
+    """The stop string or stop token."""
+    version_spans: list[tuple[int, int]]
+    """(version, tokens) of the whole turn; only on the last output."""
+    num_cached_tokens: int
+
+
+class Engine:
+    """The running vLLM engine, as the rest of the service sees it."""
+
+    def __init__(self, client: EngineClient) -> None:
+        self._client = client
+        self.tokenizer: Any = client.renderer.get_tokenizer()
+        self.max_model_len: int = client.model_config.max_model_len
+        self.vocab_size: int = client.model_config.get_vocab_size()
+        if client.vllm_config.use_v2_model_runner:
+            raise RuntimeError(
+                "services.policy needs vLLM's V1 model runner: set VLLM_USE_V2_MODEL_RUNNER=0"
+            )
+
+    async def render(
+        self, token_ids: list[int], images: Sequence[Image], names: Sequence[str]
+    ) -> Any:
+        """The engine's input for a prompt with one placeholder per image.
+
+        `names` identify the images in every cache of vLLM. Raises `RejectedByEngine`.
+        """
+        prompt = TokensPrompt(prompt_token_ids=token_ids)
+        if images:
+            prompt["multi_modal_data"] = {"image": list(images)}
+            prompt["multi_modal_uuids"] = {"image": list(names)}
+        (rendered,) = await self._client.renderer.render_cmpl_async([cast(Any, prompt)])
+        return rendered
+
+    async def generate(
+        self, rendered: Any, params: SamplingParams, request_id: str
+    ) -> AsyncIterator[EngineOutput]:
+        """Run a request; one output per step when streaming, else one."""
+        async for output in self._client.generate(rendered, params, request_id):
+            completion = output.outputs[0]
+            logprobs = completion.logprobs
+            spans = completion.weight_versions or []
+            yield EngineOutput(
+                token_ids=list(completion.token_ids),
+                sampled_logprobs=logprobs.logprobs if isinstance(logprobs, FlatLogprobs) else [],
+                finish=completion.finish_reason,
+                stop=completion.stop_reason,
+                version_spans=[(int(s.version), s.end - s.start) for s in spans],
+                num_cached_tokens=output.num_cached_tokens or 0,
+            )
+
+    async def take(
+        self, wanted: list[tuple[str, int, bool]]
+    ) -> list[tuple[list[float], list[float]]]:
+        """Entropies and forced logprobs of many requests in one call (`EntropyTable.take`)."""
+        per_worker = await self._client.collective_rpc("medvr_take", args=(wanted,))
+        return per_worker[0]
+
+    async def label_weights(self, version: int) -> None:
+        """Name the weights being served; every sampled token is labelled with it."""
+        await self._client.update_weight_version(str(version))
+
+    async def pause(self) -> None:
+        """Stop stepping; requests stay, their KV and all encoder outputs are dropped.
+
+        The multimodal *processor* caches are left alone: they hold pixels, which no weights
+        touch, and clearing them while callers come in would desynchronise their two halves.
+        """
+        await self._client.pause_generation(mode="keep", clear_cache=False)
+        await self._client.reset_prefix_cache(reset_running_requests=True)
+
+    async def load(self, folder: str) -> None:
+        """Load a checkpoint into the paused engine and drop what the old weights had computed."""
+        await self._client.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+        await self._client.reset_encoder_cache()
+
+    async def resume(self) -> None:
+        """Go on stepping; kept requests recompute their KV."""
+        await self._client.resume_generation()
+
+    def shutdown(self) -> None:
+        """Kill the engine; vLLM's server then ends, and a supervisor starts a fresh one."""
+        self._client.shutdown()
+
+    @property
+    def image_limits(self) -> PixelLimits:
+        """Least and most pixels that the engine's processor takes without resizing."""
+        info: Any = self._client.renderer.get_mm_processor().info
+        size: Any = info.get_image_processor().size
+        return PixelLimits(int(size["shortest_edge"]), int(size["longest_edge"]))
+
+
+def sampling_params(
+    *,
+    key: str | None,
+    max_tokens: int,
+    temperature: float,
+    seed: int | None,
+    stop: list[str],
+    stop_token_ids: list[int],
+    stream: bool,
+) -> SamplingParams:
+    """Raw sampling (METHOD.md): no top-p, top-k or penalties; stop strings stay in the tokens."""
+    return SamplingParams(
+        temperature=temperature,
+        top_p=1.0,
+        top_k=0,
+        min_p=0.0,
+        seed=seed,
+        max_tokens=max_tokens,
+        stop=stop,
+        stop_token_ids=stop_token_ids,
+        include_stop_str_in_output=True,
+        skip_special_tokens=False,
+        logprobs=0,
+        flat_logprobs=True,
+        output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
+        extra_args=None if key is None else {_KEY: key},
+    )
+
+
+def forcing_params(*, key: str, token_ids: list[int]) -> SamplingParams:
+    """The request takes exactly these tokens, measuring each before it takes it."""
+    return SamplingParams(
+        temperature=0.0,
+        max_tokens=len(token_ids),
+        min_tokens=0,
+        ignore_eos=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        extra_args={_KEY: key, _FORCED: token_ids},
+    )

@@ -1,0 +1,194 @@
+"""Following a weights channel: verify, pause, load in place, resume; never half of a version.
+
+Sequence of a swap: the new version is verified on disk (hashes, shapes) while the old one serves;
+then the engine pauses between two steps and keeps its requests, drops KV and encoder outputs,
+loads, is labelled with the new version, and resumes in `finally`. If loading fails the old weights
+are loaded again before it resumes; if that fails too the engine is shut down, because nothing may
+be sampled from mixed weights.
+"""
+
+import asyncio
+import json
+import logging
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+from redis.asyncio import Redis
+
+from services.policy.metrics import PolicyMetrics
+from services.policy.vllm_adapter import Engine
+from shared.errors import WeightsError
+from shared.weights import (
+    VERSION_MANIFEST,
+    ChannelPointer,
+    PolicyManifest,
+    VersionManifest,
+    channel_key,
+    decode_pointer,
+    read_policy_manifest,
+    verify_version,
+)
+
+logger = logging.getLogger(__name__)
+
+BASE_RUN = "base"
+_RETRY_REFUSED_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class ServedWeights:
+    """What is served now."""
+
+    run: str
+    version: int
+    path: str
+    manifest: PolicyManifest
+
+
+def first_weights(model: str) -> ServedWeights:
+    """What the server starts with: version 0 of run `base`, or the published version it is."""
+    folder = Path(model)
+    manifest = read_policy_manifest(folder)
+    published = folder / VERSION_MANIFEST
+    if not published.is_file():
+        return ServedWeights(BASE_RUN, 0, model, manifest)
+    version = msgspec.json.decode(published.read_bytes(), type=VersionManifest)
+    return ServedWeights(version.run, version.version, model, manifest)
+
+
+def _tensor_shapes(folder: Path) -> Counter[tuple[int, ...]]:
+    """How often each shape occurs in a checkpoint, from the safetensors headers alone.
+
+    Names are left out: hub checkpoints and trainer ones may spell the same tensor differently.
+    """
+    shapes: Counter[tuple[int, ...]] = Counter()
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        for name, tensor in header.items():
+            if name not in ("__metadata__", "lm_head.weight"):
+                shapes[tuple(tensor["shape"])] += 1
+    return shapes
+
+
+def check_loadable(folder: Path, serving: Path) -> None:
+    """Raise `WeightsError` if a checkpoint cannot take the place of the one being served."""
+    shapes = _tensor_shapes(folder)
+    if not shapes:
+        raise WeightsError(f"{folder} holds no safetensors")
+    if serving.is_dir() and shapes != _tensor_shapes(serving):
+        raise WeightsError(f"{folder} has other tensors than {serving}: not the same model")
+
+
+class WeightsFollower:
+    """Keeps the engine on the version that the channel points at."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        serving: ServedWeights,
+        metrics: PolicyMetrics,
+        *,
+        channel: str,
+        redis_url: str,
+        poll_interval_s: float,
+    ) -> None:
+        self._engine = engine
+        self._metrics = metrics
+        self._key = channel_key(channel)
+        self._redis_url = redis_url
+        self._poll_interval_s = poll_interval_s
+        self._refused: tuple[ChannelPointer, float] | None = None
+        self.serving = serving
+        self.is_caught_up = False
+        self.waiting_for = f"has not looked at {self._key} yet"
+        """Why it has not caught up."""
+
+    async def run(self) -> None:
+        """Follow for ever."""
+        async with Redis.from_url(self._redis_url) as redis:
+            while True:
+                await self._look(redis)
+                await asyncio.sleep(self._poll_interval_s)
+
+    async def _look(self, redis: Redis) -> None:
+        try:
+            value = await redis.get(self._key)
+            pointer = None if value is None else decode_pointer(value)
+        except Exception as error:  # noqa: BLE001 - whatever it was, the old version serves on
+            self._metrics.channel_errors.inc()
+            self.waiting_for = f"cannot read {self._key}: {error}"
+            logger.warning("cannot read the weights channel: %s", error)
+            return
+        if pointer is None or self._is_serving(pointer):
+            self.is_caught_up = True
+        elif not self._was_just_refused(pointer):
+            await self._follow(pointer)
+
+    def _is_serving(self, pointer: ChannelPointer) -> bool:
+        return (pointer.run, pointer.version) == (self.serving.run, self.serving.version)
+
+    def _was_just_refused(self, pointer: ChannelPointer) -> bool:
+        if self._refused is None:
+            return False
+        refused, at = self._refused
+        return refused == pointer and time.monotonic() - at < _RETRY_REFUSED_S
+
+    async def _follow(self, pointer: ChannelPointer) -> None:
+        folder = Path(pointer.path)
+        where = f"{pointer.run}/{pointer.version}"
+        try:
+            manifest = await asyncio.to_thread(self._verify, pointer, folder)
+            await self.swap(ServedWeights(pointer.run, pointer.version, str(folder), manifest))
+        except Exception as error:  # noqa: BLE001 - the old version serves on
+            self._refused = (pointer, time.monotonic())
+            self.waiting_for = f"version {where} cannot be served: {error}"
+            if isinstance(error, WeightsError | OSError | ValueError):
+                self._metrics.swaps.labels("refused").inc()
+            logger.exception("version %s is not served, %s stays", where, self.serving.version)
+        else:
+            self._refused = None
+            self.is_caught_up = True
+
+    def _verify(self, pointer: ChannelPointer, folder: Path) -> PolicyManifest:
+        version = verify_version(folder)
+        if (version.run, version.version) != (pointer.run, pointer.version):
+            raise WeightsError(
+                f"{folder} is {version.run}/{version.version}, "
+                f"the channel says {pointer.run}/{pointer.version}"
+            )
+        check_loadable(folder, Path(self.serving.path))
+        return read_policy_manifest(folder)
+
+    async def swap(self, new: ServedWeights) -> None:
+        """Serve `new` from the next step on. On failure the old weights serve on, and it raises."""
+        started = time.perf_counter()
+        try:
+            await self._engine.pause()
+            await self._load_or_restore(new)
+        finally:
+            await self._engine.resume()
+        seconds = time.perf_counter() - started
+        self.serving = new
+        self._metrics.swap_seconds.observe(seconds)
+        self._metrics.swaps.labels("swapped").inc()
+        self._metrics.weights_version.set(new.version)
+        logger.info("serving %s/%d, swapped in %.3f s", new.run, new.version, seconds)
+
+    async def _load_or_restore(self, new: ServedWeights) -> None:
+        try:
+            await self._engine.load(new.path)
+            await self._engine.label_weights(new.version)
+        except Exception:
+            self._metrics.swaps.labels("restored").inc()
+            try:
+                await self._engine.load(self.serving.path)
+                await self._engine.label_weights(self.serving.version)
+            except Exception:
+                logger.critical("the old weights could not be restored: shutting the engine down")
+                self._engine.shutdown()
+                raise
+            raise
