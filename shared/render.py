@@ -19,7 +19,7 @@ def show_region(original: Image.Image, box: Box, limits: PixelLimits) -> Image.I
     elongated to be shown.
     """
     shown = smart_resize(ImageSize(box.width_px, box.height_px), limits)
-    region = original.convert("RGB").crop(box.as_tuple())
+    region = original.crop(box.as_tuple()).convert("RGB")
     return region.resize((shown.width_px, shown.height_px), Image.Resampling.BICUBIC)
 
 

@@ -1,0 +1,28 @@
+"""Any accepted file to the canonical original. Only the decoder child calls this."""
+
+from services.zoom.dicom import decode_dicom
+from services.zoom.formats import (
+    CanonicalOriginal,
+    SourceFormat,
+    too_large,
+    unreadable,
+)
+from services.zoom.rasters import decode_raster
+from shared.errors import ApiProblem
+
+
+def decode_original(data: bytes, source_format: SourceFormat, max_pixels: int) -> CanonicalOriginal:
+    """The canonical original. Raises nothing but `ApiProblem`, whatever the bytes are."""
+    try:
+        if source_format == "dicom":
+            return decode_dicom(data, max_pixels)
+        return decode_raster(data, source_format, max_pixels)
+    except ApiProblem:
+        raise
+    except MemoryError as error:
+        raise too_large("decoding needs more memory than one image may use") from error
+    except Exception as error:
+        reason = str(error).split("\n", 1)[0][:200]
+        raise unreadable(
+            f"the {source_format.upper()} file cannot be decoded ({type(error).__name__}: {reason})"
+        ) from error

@@ -1,0 +1,29 @@
+"""Sample values of any depth to 8-bit levels. Arrays are HW (grey) or HWC (colour)."""
+
+import numpy as np
+import numpy.typing as npt
+
+Samples = npt.NDArray[np.integer | np.floating]
+Levels = npt.NDArray[np.uint8]
+
+
+def scale_to_levels(samples: Samples, low: float, high: float) -> Levels:
+    """Linear from [low, high] to [0, 255], clipped, rounded half to even; all 0 if high ≤ low."""
+    if not high > low:
+        return np.zeros(samples.shape, dtype=np.uint8)
+    scaled = (samples.astype(np.float64) - low) * (255.0 / (high - low))
+    return np.rint(np.clip(scaled, 0.0, 255.0)).astype(np.uint8)
+
+
+def stretch_to_levels(samples: Samples, is_counted: npt.NDArray[np.bool_] | None = None) -> Levels:
+    """Least value to 0, greatest to 255: for greys that say nothing of how to show them.
+
+    `is_counted` marks the samples that take part in finding the two; the others are clipped.
+    Values that are not finite count as the least.
+    """
+    finite = np.isfinite(samples)
+    counted = finite if is_counted is None else finite & is_counted
+    if not counted.any():
+        return np.zeros(samples.shape, dtype=np.uint8)
+    low, high = float(samples[counted].min()), float(samples[counted].max())
+    return scale_to_levels(np.where(finite, samples, low), low, high)
