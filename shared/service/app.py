@@ -162,15 +162,26 @@ def create_service_app(
     registry: CollectorRegistry | None = None,
     lifespan: Lifespan | None = None,
     ready_checks: Mapping[str, ReadyCheck] | None = None,
+    interactive_docs: bool = True,
 ) -> FastAPI:
-    """A FastAPI app with everything but the routes; `app.state.registry` holds its metrics."""
+    """A FastAPI app with everything but the routes; `app.state.registry` holds its metrics.
+
+    `interactive_docs` adds FastAPI's `/docs` and `/redoc`, which load scripts from elsewhere;
+    `/openapi.json` is always served.
+    """
 
     @asynccontextmanager
     async def nothing(_: FastAPI) -> AsyncGenerator[None]:
         yield
 
     registry = registry or CollectorRegistry()
-    app = FastAPI(title=f"MedVR {service}", description=description, lifespan=lifespan or nothing)
+    app = FastAPI(
+        title=f"MedVR {service}",
+        description=description,
+        lifespan=lifespan or nothing,
+        docs_url="/docs" if interactive_docs else None,
+        redoc_url="/redoc" if interactive_docs else None,
+    )
     app.state.registry = registry
     app.add_middleware(RequestContext, registry=registry, service=service)
     add_problem_handlers(app)
