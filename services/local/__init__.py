@@ -1,0 +1,1 @@
+"""The embedded stack: every service as a child process, with Valkey, blobs and SQLite on disk."""

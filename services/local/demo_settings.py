@@ -1,0 +1,110 @@
+"""Every number of the demo in one place: sizes, seeds, hyper-parameters, threads.
+
+`DemoPlan` is what is measured; two demos of the same plan are the same experiment. It is written
+into the journal, and a demo is only continued under the plan it was started with.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Arm(StrEnum):
+    """What is trained (METHOD.md, What the paper shows)."""
+
+    MEDVR = "medvr"
+    """The whole method: EVR and CCA."""
+    ZOOM_ONLY = "zoom_only"
+    """The paper's "+ zoom": no branching, and no reward for the tool."""
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """A held-out problem set."""
+
+    name: str
+    """In the report: `brain`, `retina`, `ct`."""
+    modality: str
+    seed: int
+    num_problems: int
+
+    @property
+    def folder(self) -> str:
+        """Name of its folder."""
+        return f"{self.name}-test"
+
+
+@dataclass(frozen=True)
+class RolloutPlan:
+    """How groups are made."""
+
+    group_size: int = 16
+    """M: trajectories per problem (METHOD.md, EVR)."""
+    max_turns: int = 3
+    max_turn_tokens: int = 96
+    num_workers: int = 1
+    """Celery worker processes."""
+    group_concurrency: int = 4
+    """Groups that one worker has in flight."""
+    base_probability: float = 0.5
+    """P_base."""
+    entropy_gain: float = 0.5
+    """γ."""
+
+
+@dataclass(frozen=True)
+class TrainerPlan:
+    """How the policy is changed."""
+
+    max_steps: int = 80
+    groups_per_step: int = 4
+    max_off_policy_steps: int = 4
+    max_outstanding: int = 12
+    lr: float = 2e-4
+    warmup_steps: int = 5
+    kl_beta: float = 0.001
+    micro_batch: int = 64
+    checkpoint_every: int = 1
+    publish_every: int = 1
+    threads: int = 2
+
+
+@dataclass(frozen=True)
+class DemoPlan:
+    """One demo."""
+
+    arms: tuple[Arm, ...] = (Arm.MEDVR,)
+    seed: int = 0
+    """Of training: feeder's order, sampling, torch."""
+    train_modality: str = "brain"
+    train_seed: int = 1
+    """Of the training phantoms; differs from every test set's."""
+    num_train_problems: int = 2_000
+    test_sets: tuple[TestSet, ...] = (
+        TestSet("brain", "brain", 1_001, 200),
+        TestSet("retina", "retina", 1_002, 100),
+        TestSet("ct", "ct", 1_003, 100),
+    )
+    rollout: RolloutPlan = RolloutPlan()
+    trainer: TrainerPlan = TrainerPlan()
+    evaluation_seed: int = 0
+    evaluation_concurrency: int = 32
+    policy_max_num_seqs: int = 64
+    policy_threads: int = 2
+
+    def run_of(self, arm: Arm) -> str:
+        """The training run of an arm."""
+        return f"demo-{arm.value.replace('_', '-')}"
+
+
+def quick(plan: DemoPlan) -> DemoPlan:
+    """The same demo so small that it only shows that everything works together."""
+    return dataclasses.replace(
+        plan,
+        num_train_problems=40,
+        test_sets=tuple(dataclasses.replace(t, num_problems=8) for t in plan.test_sets),
+        rollout=dataclasses.replace(plan.rollout, group_size=8),
+        trainer=dataclasses.replace(
+            plan.trainer, max_steps=3, groups_per_step=2, max_outstanding=6
+        ),
+    )
