@@ -59,6 +59,48 @@ redis.call('XADD', KEYS[1], '*', 'group_id', ARGV[1], 'group', ARGV[2])
 return 1
 """
 
+_MARK_FED = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+if redis.call('HEXISTS', KEYS[2], ARGV[2]) == 0 then redis.call('SADD', KEYS[3], ARGV[2]) end
+local cursor = tonumber(redis.call('GET', KEYS[4]) or '0')
+redis.call('SET', KEYS[4], math.max(cursor, tonumber(ARGV[3])))
+return 1
+"""
+
+
+def connect_redis(url: str) -> "redis.Redis":
+    """A client for `RunStream` that waits out a restart of Redis (about a minute)."""
+    return redis.Redis.from_url(
+        url,
+        retry=Retry(ExponentialBackoff(cap=5, base=0.1), 16),
+        retry_on_error=[redis.ConnectionError, redis.TimeoutError],
+    )
+
+
+def check_flow(
+    *,
+    groups_per_step: int,
+    checkpoint_every: int,
+    publish_every: int,
+    max_off_policy_steps: int,
+    max_outstanding: int,
+) -> None:
+    """Check the flow settings of feeder and trainer against each other (DESIGN.md, decision 8).
+
+    groups_per_step·checkpoint_every ≤ max_outstanding, because nothing is fated before the
+    checkpoint that holds it, and max_outstanding ≤ groups_per_step·(max_off_policy_steps −
+    publish_every + 1), or groups would grow stale in the queue. Raises `ValueError`.
+    """
+    least = groups_per_step * checkpoint_every
+    most = groups_per_step * (max_off_policy_steps - publish_every + 1)
+    if not least <= max_outstanding <= most:
+        raise ValueError(
+            f"max_outstanding is {max_outstanding}, but must lie between {least} "
+            f"(groups_per_step {groups_per_step} · checkpoint_every {checkpoint_every}) and {most} "
+            f"(groups_per_step · (max_off_policy_steps {max_off_policy_steps} − publish_every "
+            f"{publish_every} + 1))"
+        )
+
 
 class RunStream:
     """The keys of one run. `client` must not decode responses (payloads are bytes)."""
@@ -124,12 +166,15 @@ class RunStream:
         """How many fed groups have no fate yet."""
         return self.client.scard(self.outstanding_key)
 
-    def mark_fed(self, group_id: str, position: int) -> None:
-        """Feeder, after the task was queued: the group at `position` (from 0) is outstanding."""
-        with self.client.pipeline(transaction=True) as pipe:
-            pipe.sadd(self.outstanding_key, group_id)
-            pipe.set(self.cursor_key, max(self.cursor(), position + 1))
-            pipe.execute()
+    def mark_fed(self, group_id: str, position: int) -> bool:
+        """Feeder, after the task was queued: the group at `position` (from 0) is outstanding.
+
+        A group that found its fate in the meantime is not (the task comes before this mark). False
+        if the run is not running: then nothing is marked.
+        """
+        keys = [self.state_key, self.fates_key, self.outstanding_key, self.cursor_key]
+        arguments = [RunState.RUNNING.value, group_id, position + 1]
+        return bool(self.client.eval(_MARK_FED, len(keys), *keys, *arguments))
 
     def missing(self, group_ids: Iterable[str]) -> list[str]:
         """Of these fed ids, those that neither have a fate nor are outstanding: to be re-fed."""
