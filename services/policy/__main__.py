@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 f"error: the `{NAME}` plugin is not installed in {group}: reinstall medvr "
                 "(`pip install --no-deps -e .`)"
             )
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve"]
+    command = [sys.executable, "-m", "services.policy.serve"]
     os.execvpe(sys.executable, [*command, *vllm_arguments(settings)], vllm_environment(settings))
 
 

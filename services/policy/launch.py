@@ -13,11 +13,11 @@ LOGGING_CONFIG = Path(__file__).with_name("logging.json")
 def vllm_arguments(settings: PolicySettings) -> list[str]:
     """Arguments of `vllm serve`."""
     arguments = [
-        settings.model,
+        *("--model", settings.model),
         *("--served-model-name", settings.served_model_name),
         *("--host", settings.host),
         *("--port", str(settings.port)),
-        *("--dtype", settings.dtype),
+        *("--dtype", _dtype(settings)),
         *("--seed", str(settings.seed)),
         *("--block-size", str(settings.block_size)),
         *("--max-num-seqs", str(settings.max_num_seqs)),
@@ -52,6 +52,7 @@ def vllm_environment(settings: PolicySettings) -> dict[str, str]:
     environment |= {
         "VLLM_PLUGINS": NAME,
         "VLLM_USE_V2_MODEL_RUNNER": "0",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         "VLLM_LOGGING_CONFIG_PATH": str(LOGGING_CONFIG),
         "VLLM_NO_USAGE_STATS": "1",
         "TOKENIZERS_PARALLELISM": "false",
@@ -59,7 +60,22 @@ def vllm_environment(settings: PolicySettings) -> dict[str, str]:
     }
     if _is_cpu():
         environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        # One small function of vLLM's sampler is compiled on first use even in eager mode: 15 s.
+        environment["TORCHDYNAMO_DISABLE"] = "1"
+        if settings.tensor_parallel_size == 1:
+            # The model runs in the engine's process instead of a third one.
+            environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     return environment
+
+
+def _dtype(settings: PolicySettings) -> str:
+    """`auto` keeps float32 checkpoints in float32 (vLLM's own `auto` would make them bfloat16)."""
+    config = settings.checkpoint / "config.json"
+    if settings.dtype != "auto" or not config.is_file():
+        return settings.dtype
+    declared = json.loads(config.read_text())
+    is_float32 = (declared.get("dtype") or declared.get("torch_dtype")) == "float32"
+    return "float32" if is_float32 else "auto"
 
 
 def _is_cpu() -> bool:

@@ -1,11 +1,11 @@
 """Entry points that vLLM loads (pyproject.toml); both must be named in `VLLM_PLUGINS`.
 
-`medvr` in `vllm.general_plugins` runs in every process of vLLM, before it imports a processor;
-`medvr` in `vllm.endpoint_plugins` adds routes and state to the API server.
+`medvr` in `vllm.general_plugins` runs in every process of vLLM; `medvr` in
+`vllm.endpoint_plugins` adds routes and state to the API server.
 """
 
 from argparse import Namespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from starlette.datastructures import State
@@ -19,32 +19,8 @@ NAME = "medvr"
 
 
 def register() -> None:
-    """Check vLLM's version and make `import torchvision` work beside a CPU build of torch."""
+    """Refuse an untested vLLM, whoever started it. May run several times."""
     require_tested_vllm()
-    _declare_torchvision_operators()
-
-
-def _declare_torchvision_operators() -> None:
-    """Declare the two C++ operators torchvision's import looks for, if its library lacks them.
-
-    PyPI's torchvision is built for CUDA; beside CPU torch its library does not load and the
-    import fails. transformers' image processor needs only its Python part.
-    """
-    import torch
-
-    try:
-        import torchvision  # noqa: F401  # pyright: ignore[reportUnusedImport]
-    except RuntimeError:
-        library = torch.library.Library("torchvision", "DEF")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define(
-            "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-        )
-        _LIBRARIES.append(library)
-
-
-_LIBRARIES: list[Any] = []
-"""Keeps the declarations alive: torch drops them with their `Library`."""
 
 
 class PolicyEndpoints:

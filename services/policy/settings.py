@@ -43,7 +43,7 @@ class PolicySettings(ServiceSettings):
     """Type of the weights and activations; `auto` is the checkpoint's own."""
     threads: int = Field(default=2, ge=1)
     """CPU threads of the model."""
-    block_size: int = Field(default=16, ge=1)
+    block_size: int = Field(default=32, ge=1)
     """Tokens of a KV block: the grain of the prefix cache."""
     seed: int = Field(default=0, ge=0)
     """Seed of requests that bring none."""
