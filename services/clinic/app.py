@@ -1,0 +1,103 @@
+"""The clinic's app: case API, viewer, and the desk behind them.
+
+Lifecycle: the lifespan opens the database and the clients, begins left-over cases again, and on
+exit stops the desk before it closes what the desk works with.
+"""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+from fastapi import FastAPI
+from fastapi.responses import FileResponse
+from fastapi.staticfiles import StaticFiles
+from prometheus_client import CollectorRegistry
+from shared.clients.policy import PolicyClient
+
+from services.clinic.casework import Neighbours
+from services.clinic.desk import CaseDesk
+from services.clinic.metrics import ClinicMetrics
+from services.clinic.routes import ClinicState, attach, router
+from services.clinic.settings import ClinicSettings
+from services.clinic.store import CaseStore
+from services.clinic.transport import FORM_ALLOWANCE_BYTES, BodyLimit, SecurityHeaders
+from shared.api.clinic import RESEARCH_NOTICE
+from shared.blobs import BlobStore
+from shared.clients.cca import CcaClient
+from shared.clients.zoom import ZoomClient
+from shared.service.app import ReadyCheck, create_service_app
+
+STATIC = Path(__file__).parent / "static"
+
+_PROBE_TIMEOUT_S = 3.0
+
+
+def _answers(http: httpx.AsyncClient, url: str) -> ReadyCheck:
+    """A check that `url` answers 200."""
+
+    async def check() -> None:
+        (await http.get(url, timeout=_PROBE_TIMEOUT_S)).raise_for_status()
+
+    return check
+
+
+def _add_viewer(app: FastAPI) -> None:
+    """The pages: static files that read the API like any other client."""
+
+    @app.get("/", include_in_schema=False)
+    def ask_page() -> FileResponse:  # pyright: ignore[reportUnusedFunction]
+        return FileResponse(STATIC / "ask.html")
+
+    @app.get("/cases/{case_id}", include_in_schema=False)
+    def case_page(case_id: str) -> FileResponse:  # noqa: ARG001  # pyright: ignore[reportUnusedFunction]
+        return FileResponse(STATIC / "case.html")
+
+    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+
+
+def create_app(settings: ClinicSettings, http: httpx.AsyncClient | None = None) -> FastAPI:
+    """A fresh clinic; `http` is how it reaches policy, zoom and cca (its own client by default)."""
+    registry = CollectorRegistry()
+    metrics = ClinicMetrics(registry)
+    timeout = httpx.Timeout(settings.case_timeout_s, connect=5.0)
+    client = http or httpx.AsyncClient(timeout=timeout, trust_env=False)
+    blobs = BlobStore(settings.blob_url)
+    neighbours = Neighbours(
+        policy=PolicyClient(settings.policy_url, client),
+        zoom=ZoomClient(settings.zoom_url, client),
+        cca=CcaClient(settings.cca_url, client),
+        blobs=blobs,
+    )
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
+        store = CaseStore(settings.database)
+        desk = CaseDesk(settings, store, neighbours, metrics)
+        attach(app, ClinicState(settings, store, blobs, desk))
+        await desk.recover()
+        try:
+            yield
+        finally:
+            await desk.stop()
+            store.close()
+            if http is None:
+                await client.aclose()
+
+    app = create_service_app(
+        "clinic",
+        description=f"A question about a medical image, answered with evidence. {RESEARCH_NOTICE}",
+        registry=registry,
+        lifespan=lifespan,
+        ready_checks={
+            "policy": _answers(client, f"{settings.policy_url.rstrip('/')}/medvr/v1/policy"),
+            "zoom": _answers(client, f"{settings.zoom_url.rstrip('/')}/health"),
+            "cca": _answers(client, f"{settings.cca_url.rstrip('/')}/health"),
+        },
+        interactive_docs=False,
+    )
+    app.add_middleware(BodyLimit, max_bytes=settings.max_upload_bytes + FORM_ALLOWANCE_BYTES)
+    app.add_middleware(SecurityHeaders)
+    app.include_router(router)
+    _add_viewer(app)
+    return app

@@ -1,0 +1,220 @@
+"""Takes cases in and sees to it that each one ends: the lifecycle around `answer_case`.
+
+Invariant: a case that was accepted is in the store before any work is done for it, and its status
+becomes final exactly once. The work runs in tasks of the desk's own, so a caller who hangs up
+stops nothing. At start-up the cases a former process left are begun again; one whose work was
+already killed `MAX_ATTEMPTS` times fails with that reason instead. A clean stop hands unfinished
+cases to the next start without counting against them.
+
+A failure is logged by its kind and place, never by its message, which may quote the case.
+"""
+
+import asyncio
+import logging
+import traceback
+from collections.abc import Callable
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import Literal, cast
+
+from services.clinic.casework import Neighbours, Stopwatch, answer_case
+from services.clinic.metrics import ClinicMetrics
+from services.clinic.settings import ClinicSettings
+from services.clinic.store import CaseStore, UnfinishedCase
+from services.clinic.submission import Submission
+from shared.api.clinic import Case, CaseFailure, CaseImage, CaseStatus
+from shared.api.zoom import IngestResponse
+from shared.errors import ApiProblem, BlobError, BoundaryError, ZoomError
+from shared.geometry import BadBox
+from shared.service.logs import new_request_id, request_id
+
+logger = logging.getLogger(__name__)
+
+MAX_ATTEMPTS = 2
+"""A killed case is run once more."""
+
+FailingService = Literal["policy", "zoom", "cca", "clinic"]
+
+
+def utc_now() -> datetime:
+    """The time, in UTC."""
+    return datetime.now(UTC)
+
+
+def where_raised(error: BaseException) -> str:
+    """`file:line` of the innermost frame."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "unknown"
+
+
+def failure_of(error: Exception) -> CaseFailure:
+    """What a reader is told of an error that ended a case."""
+    if isinstance(error, BoundaryError):
+        service = cast("FailingService", error.service)
+        return CaseFailure(service=service, reason=str(error).removeprefix(f"{service}: "))
+    if isinstance(error, BadBox | BlobError):
+        return CaseFailure(service="clinic", reason=str(error))
+    return CaseFailure(service="clinic", reason=f"internal error ({type(error).__name__})")
+
+
+class CaseDesk:
+    """The cases of one clinic process."""
+
+    def __init__(
+        self,
+        settings: ClinicSettings,
+        store: CaseStore,
+        neighbours: Neighbours,
+        metrics: ClinicMetrics,
+        *,
+        now: Callable[[], datetime] = utc_now,
+        new_case_id: Callable[[], str] = new_request_id,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._neighbours = neighbours
+        self._metrics = metrics
+        self._now = now
+        self._new_case_id = new_case_id
+        self._slots = asyncio.Semaphore(settings.max_concurrent_cases)
+        self._tasks: set[asyncio.Task[Case]] = set()
+
+    async def recover(self) -> None:
+        """Begin again, or fail, the cases that a former process left running."""
+        for unfinished in await asyncio.to_thread(self._store.unfinished):
+            case_id, attempts = unfinished.case.case_id, unfinished.attempts
+            if attempts >= MAX_ATTEMPTS:
+                await self._give_up(unfinished)
+            else:
+                logger.info("case resumed", extra={"case_id": case_id, "attempts": attempts})
+                self._start(unfinished.case, Stopwatch(unfinished.case.timings))
+
+    async def stop(self) -> None:
+        """End the work in hand; its cases stay running and are begun again at the next start."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def answer(self, submission: Submission) -> Case:
+        """Ingest the image, store the case, and wait for its end.
+
+        Raises `ApiProblem` with what zoom said of an image it refused, `ZoomError` if zoom failed;
+        there is no case then.
+        """
+        watch = Stopwatch()
+        with watch.stage("ingest_s"):
+            ingested = await self._ingest(submission)
+        case = self._opened(submission, ingested, watch)
+        await asyncio.to_thread(self._store.create, case)
+        return await asyncio.shield(self._start(case, watch))
+
+    async def _ingest(self, submission: Submission) -> IngestResponse:
+        try:
+            return await self._neighbours.zoom.ingest(submission.image, submission.media_type)
+        except ZoomError as error:
+            if error.is_transient or error.status is None or error.status >= 500:
+                raise
+            detail = str(error).removeprefix("zoom: ").removeprefix(f"{error.status} ")
+            raise ApiProblem(
+                HTTPStatus(error.status), "The image cannot be used", detail
+            ) from error
+
+    def _opened(self, submission: Submission, ingested: IngestResponse, watch: Stopwatch) -> Case:
+        case_id = self._new_case_id()
+        return Case(
+            case_id=case_id,
+            status=CaseStatus.RUNNING,
+            created_at=self._now(),
+            question=submission.question,
+            choices=submission.choices,
+            image=CaseImage(
+                url=f"/v1/cases/{case_id}/image",
+                sha256=ingested.image,
+                width_px=ingested.width_px,
+                height_px=ingested.height_px,
+                source_format=ingested.source_format,
+                window_center=ingested.window_center,
+                window_width=ingested.window_width,
+            ),
+            settings=submission.settings,
+            timings=watch.timings,
+        )
+
+    def _start(self, case: Case, watch: Stopwatch) -> asyncio.Task[Case]:
+        task = asyncio.create_task(self._work(case, watch))
+        self._tasks.add(task)
+        self._metrics.unfinished.set(len(self._tasks))
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Case]) -> None:
+        self._tasks.discard(task)
+        self._metrics.unfinished.set(len(self._tasks))
+        error = None if task.cancelled() else task.exception()
+        if error is not None:  # the store itself failed: the case stays running in the file
+            logger.error(
+                "case not finished",
+                extra={"error_type": type(error).__name__, "raised_at": where_raised(error)},
+            )
+
+    async def _work(self, case: Case, watch: Stopwatch) -> Case:
+        """One attempt at a case, under a slot, to its final status."""
+        if not request_id.get():
+            request_id.set(new_request_id())
+        with watch.stage("waiting_s"):
+            await self._slots.acquire()
+        try:
+            attempt = await asyncio.to_thread(self._store.begin, case.case_id)
+            try:
+                final = await self._final(case, watch)
+            except asyncio.CancelledError:
+                self._store.release(case.case_id, attempt)
+                raise
+            if await asyncio.to_thread(self._store.finish, final, attempt):
+                self._report(final)
+            return final
+        finally:
+            self._slots.release()
+
+    async def _final(self, case: Case, watch: Stopwatch) -> Case:
+        """The case as it ends; whatever goes wrong makes it a failed one."""
+        try:
+            async with asyncio.timeout(self._settings.case_timeout_s):
+                final = await answer_case(self._neighbours, case, watch)
+        except TimeoutError:
+            limit_s = self._settings.case_timeout_s
+            final = self._failed(
+                case, CaseFailure(service="clinic", reason=f"not answered within {limit_s:g} s")
+            )
+        except Exception as error:  # noqa: BLE001 - a case must end, whatever its work raised
+            logger.warning(
+                "case failed",
+                extra={
+                    "case_id": case.case_id,
+                    "error_type": type(error).__name__,
+                    "raised_at": where_raised(error),
+                },
+            )
+            final = self._failed(case, failure_of(error))
+        return final.model_copy(update={"finished_at": self._now(), "timings": watch.timings})
+
+    def _failed(self, case: Case, failure: CaseFailure) -> Case:
+        return case.model_copy(update={"status": CaseStatus.FAILED, "failure": failure})
+
+    async def _give_up(self, unfinished: UnfinishedCase) -> None:
+        reason = f"the clinic was killed {unfinished.attempts} times while it worked on this case"
+        failed = self._failed(unfinished.case, CaseFailure(service="clinic", reason=reason))
+        final = failed.model_copy(update={"finished_at": self._now()})
+        if await asyncio.to_thread(self._store.finish, final, unfinished.attempts):
+            self._report(final)
+
+    def _report(self, final: Case) -> None:
+        self._metrics.observe(final)
+        logger.info(
+            "case ended",
+            extra={
+                "case_id": final.case_id,
+                "status": final.status.value,
+                "total_s": round(final.timings.total_s, 3),
+            },
+        )

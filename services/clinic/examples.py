@@ -1,0 +1,226 @@
+"""The examples of the OpenAPI document: real models, so that they cannot fall behind the types."""
+
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import Any
+
+from shared.api.clinic import (
+    Case,
+    CaseAttempt,
+    CaseConsensus,
+    CaseEvidence,
+    CaseImage,
+    CasePage,
+    CasePolicy,
+    CaseSettings,
+    CaseStatus,
+    CaseSummary,
+    CaseTimings,
+    CaseToolCall,
+    CaseTurn,
+    ClinicDescription,
+)
+from shared.api.zoom import WireBox
+
+EXAMPLE_ID = "5f0c1f5a6c1b4c0f9a3d2b1e8f7a6c5d"
+_CROP = "9c56cc51b374c3ba189210d5b6d4bf57790d351c96c47c02190ecf1e430635ab"
+_IMAGE = "2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae"
+_HEATMAP = "fcde2b2edba56bf408601fb721fe9b5c338d10ee429ea04fae5511b68fbf8fb9"
+_BOX = WireBox(x1=168, y1=84, x2=220, y2=140)
+_CREATED = datetime(2026, 3, 2, 9, 30, 0, tzinfo=UTC)
+_FINISHED = datetime(2026, 3, 2, 9, 30, 7, tzinfo=UTC)
+
+EXAMPLE_EVIDENCE = CaseEvidence(
+    index=0,
+    turn=0,
+    box=_BOX,
+    box_normalised=[0.5, 0.25, 0.6547619047619048, 0.4166666666666667],
+    crop=_CROP,
+    crop_url=f"/v1/cases/{EXAMPLE_ID}/crops/{_CROP}",
+    crop_width_px=84,
+    crop_height_px=84,
+    baseline_entropy_nats=0.21,
+    tool_entropy_nats=1.34,
+    entropy_increase_nats=1.13,
+)
+
+EXAMPLE_CASE = Case(
+    case_id=EXAMPLE_ID,
+    status=CaseStatus.ANSWERED,
+    created_at=_CREATED,
+    finished_at=_FINISHED,
+    question="What kind of lesion is shown?",
+    choices=["ring", "cross", "dot", "bar"],
+    image=CaseImage(
+        url=f"/v1/cases/{EXAMPLE_ID}/image",
+        sha256=_IMAGE,
+        width_px=336,
+        height_px=336,
+        source_format="png",
+    ),
+    settings=CaseSettings(num_trajectories=3, seed=7, temperature=1.0, max_turn_tokens=512),
+    answer="B",
+    option_text="cross",
+    shown_trajectory_id=f"{EXAMPLE_ID}:1",
+    turns=[
+        CaseTurn(
+            index=0,
+            thought="Something bright right of the midline; look closer.",
+            text="<think>Something bright right of the midline; look closer.</think><tool_call>"
+            '{"name": "zoom_in", "arguments": {"bbox_2d": [84, 42, 110, 70]}}</tool_call>',
+            mean_entropy_nats=0.48,
+            num_tokens=41,
+            call=CaseToolCall(bbox_2d=[84, 42, 110, 70], evidence_index=0, error=None),
+            answer=None,
+        ),
+        CaseTurn(
+            index=1,
+            thought="Two crossing bars.",
+            text="<think>Two crossing bars.</think><answer>B</answer>",
+            mean_entropy_nats=0.09,
+            num_tokens=12,
+            call=None,
+            answer="B",
+        ),
+    ],
+    evidence=[EXAMPLE_EVIDENCE],
+    agreement=2 / 3,
+    votes={"B": 2, "C": 1},
+    consensus=CaseConsensus(
+        num_agreeing=2,
+        rectangles=[_BOX],
+        area_px=2912,
+        area_share=2912 / (336 * 336),
+        heatmap_url=f"/v1/cases/{EXAMPLE_ID}/heatmap",
+        heatmap_sha256=_HEATMAP,
+        heatmap_max_count=2,
+    ),
+    attempts=[
+        CaseAttempt(
+            trajectory_id=f"{EXAMPLE_ID}:{index}",
+            seed=seed,
+            answer=answer,
+            stop_reason="answered",
+            num_turns=2,
+            boxes=[_BOX],
+        )
+        for index, (seed, answer) in enumerate([(11, "B"), (12, "B"), (13, "C")])
+    ],
+    policy=CasePolicy(
+        model="medvr-tiny",
+        run="demo",
+        versions=[40],
+        view_width_px=168,
+        view_height_px=168,
+        max_turns=5,
+    ),
+    timings=CaseTimings(
+        ingest_s=0.02, view_s=0.05, trajectories_s=6.4, consensus_s=0.01, total_s=6.48
+    ),
+)
+
+
+def summary_of(case: Case) -> CaseSummary:
+    """A case as a line of the list."""
+    return CaseSummary(
+        case_id=case.case_id,
+        url=f"/v1/cases/{case.case_id}",
+        status=case.status,
+        created_at=case.created_at,
+        question=case.question,
+        answer=case.answer,
+        option_text=case.option_text,
+        agreement=case.agreement,
+    )
+
+
+EXAMPLE_PAGE = CasePage(
+    cases=[summary_of(EXAMPLE_CASE)], next_url=f"/v1/cases?limit=1&before={EXAMPLE_ID}"
+)
+
+EXAMPLE_DESCRIPTION = ClinicDescription(
+    default_trajectories=5,
+    max_choice_chars=500,
+    max_question_chars=2000,
+    max_upload_bytes=64 * 1024 * 1024,
+    accepted_formats=["PNG", "JPEG", "WebP", "TIFF", "DICOM"],
+)
+
+_PROBLEM_SCHEMA = {
+    "type": "object",
+    "required": ["type", "title", "status", "detail"],
+    "properties": {
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+    },
+}
+
+Responses = dict[int | str, dict[str, Any]]
+"""FastAPI's `responses`: status → its documentation."""
+
+
+def problems(**details: tuple[HTTPStatus, str, str]) -> Responses:
+    """Documented problem documents: name → (status, title, detail); several may share a status."""
+    documented: Responses = {}
+    for name, (status, title, detail) in details.items():
+        entry = documented.setdefault(
+            status.value,
+            {
+                "description": title,
+                "content": {"application/problem+json": {"schema": _PROBLEM_SCHEMA}},
+            },
+        )
+        value = {"type": "about:blank", "title": title, "status": status.value, "detail": detail}
+        content = entry["content"]["application/problem+json"]
+        content.setdefault("examples", {})[name] = {"value": value}
+    return documented
+
+
+UNKNOWN_CASE = problems(
+    unknown_case=(HTTPStatus.NOT_FOUND, "No such case", f"no case {EXAMPLE_ID}")
+)
+
+SUBMISSION_PROBLEMS = problems(
+    too_large=(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        "The image file is too large",
+        "the image file has 70000000 bytes; at most 67108864 are accepted",
+    ),
+    bad_image=(
+        HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+        "The image cannot be used",
+        "Unsupported image: the file is not a PNG, JPEG, WebP, TIFF or DICOM image",
+    ),
+    no_question=(
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        "Request does not validate",
+        "body.question: Field required",
+    ),
+    too_many_choices=(
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        "Too many choices",
+        "27 choices given; at most 26 are accepted",
+    ),
+    zoom_down=(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "A dependency failed",
+        "zoom: http://zoom:8101 did not answer (ConnectError: refused)",
+    ),
+)
+
+
+def json_example(description: str, example: Any) -> dict[str, Any]:
+    """A documented JSON response with its example model."""
+    body = example.model_dump(mode="json")
+    return {"description": description, "content": {"application/json": {"example": body}}}
+
+
+def png_example(description: str) -> dict[str, Any]:
+    """A documented PNG response; the example is the eight bytes every PNG starts with."""
+    schema = {"type": "string", "format": "binary"}
+    return {
+        "description": description,
+        "content": {"image/png": {"schema": schema, "example": "\x89PNG\r\n\x1a\n…"}},
+    }

@@ -1,0 +1,41 @@
+"""What the clinic counts: cases by status, seconds per stage, agreement. Never a word of a case."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from shared.api.clinic import Case
+
+_SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+_SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+
+
+class ClinicMetrics:
+    """The clinic's metrics in the registry of its app."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._cases = Counter(
+            "medvr_clinic_cases", "Cases that ended, by status.", ["status"], registry=registry
+        )
+        self._stages = Histogram(
+            "medvr_clinic_stage_seconds",
+            "Seconds per stage of a case that ended.",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._agreement = Histogram(
+            "medvr_clinic_agreement",
+            "Share of the trajectories that gave the modal answer.",
+            buckets=_SHARES,
+            registry=registry,
+        )
+        self.unfinished = Gauge(
+            "medvr_clinic_unfinished_cases", "Cases running or waiting.", registry=registry
+        )
+
+    def observe(self, case: Case) -> None:
+        """Count a case that ended."""
+        self._cases.labels(case.status.value).inc()
+        for name, seconds in case.timings:
+            self._stages.labels(name.removesuffix("_s")).observe(seconds)
+        if case.agreement is not None:
+            self._agreement.observe(case.agreement)

@@ -1,0 +1,166 @@
+"""From trajectories to what a reader is shown: turns, evidence, attempts. Pure functions.
+
+Evidence is a zoom whose crop was shown. Its entropies are those recorded while the policy wrote
+the call (METHOD.md, EVR), so nothing is asked again and nothing can differ from what happened.
+"""
+
+import re
+import string
+from collections.abc import Mapping, Sequence
+
+from shared.agent.entropy import tool_entropy_nats
+from shared.agent.parser import parse_turn
+from shared.api.cca import ConsensusRegion, Heatmap
+from shared.api.clinic import CaseAttempt, CaseConsensus, CaseEvidence, CaseToolCall, CaseTurn
+from shared.api.zoom import WireBox
+from shared.geometry import Box, ImageSize
+from shared.trajectory import Generation, StopReason, Trajectory, Turn
+
+_THOUGHT = re.compile(r"<think>(.*?)(?:</think>|<tool_call>|<answer>|$)", re.DOTALL)
+
+_NOT_SHOWN = {
+    StopReason.MAX_TURNS: "not carried out: this was the last turn allowed",
+    StopReason.CONTEXT_FULL: "not shown: the crop did not fit into the policy's context",
+}
+"""Why a sound call brought no crop; only the last call of a trajectory can end so."""
+
+
+def wire_box(box: Box) -> WireBox:
+    """A box as it travels."""
+    return WireBox(x1=box.x1, y1=box.y1, x2=box.x2, y2=box.y2)
+
+
+def normalised(box: Box, size: ImageSize) -> list[float]:
+    """[x1, y1, x2, y2] as fractions of width and height."""
+    return [
+        box.x1 / size.width_px,
+        box.y1 / size.height_px,
+        box.x2 / size.width_px,
+        box.y2 / size.height_px,
+    ]
+
+
+def crop_url(case_id: str, crop: str) -> str:
+    """Where a crop of a case is served."""
+    return f"/v1/cases/{case_id}/crops/{crop}"
+
+
+def thought_of(text: str) -> str:
+    """The first thought of a turn, also of one that was cut short; empty if there is none."""
+    found = _THOUGHT.search(text)
+    return "" if found is None else found.group(1).strip()
+
+
+def _mean_entropy_nats(generation: Generation) -> float:
+    entropies = generation.entropies_nats
+    return sum(entropies) / len(entropies) if entropies else 0.0
+
+
+def evidence_of(case_id: str, trajectory: Trajectory, size: ImageSize) -> list[CaseEvidence]:
+    """The zooms of a trajectory whose crop was shown, in order, with H_base, H_tool and ΔH."""
+    evidence: list[CaseEvidence] = []
+    for turn_index, turn in enumerate(trajectory.turns):
+        call = turn.call
+        if call is None or call.box is None or call.crop is None:
+            continue
+        entropies = turn.generation.entropies_nats
+        written = entropies[call.first_coordinate_token : call.end_token]
+        tool_nats = tool_entropy_nats(written)
+        evidence.append(
+            CaseEvidence(
+                index=len(evidence),
+                turn=turn_index,
+                box=wire_box(call.box),
+                box_normalised=normalised(call.box, size),
+                crop=call.crop.image,
+                crop_url=crop_url(case_id, call.crop.image),
+                crop_width_px=call.crop.size.width_px,
+                crop_height_px=call.crop.size.height_px,
+                baseline_entropy_nats=trajectory.baseline_entropy_nats,
+                tool_entropy_nats=tool_nats,
+                entropy_increase_nats=tool_nats - trajectory.baseline_entropy_nats,
+            )
+        )
+    return evidence
+
+
+def _tool_call(
+    turn: Turn, evidence_index: int | None, stop_reason: StopReason
+) -> CaseToolCall | None:
+    call = turn.call
+    if call is None:
+        return None
+    error = call.error
+    if evidence_index is None and error is None:
+        error = _NOT_SHOWN.get(stop_reason, "no crop was shown")
+    return CaseToolCall(
+        bbox_2d=None if call.bbox_2d is None else list(call.bbox_2d),
+        evidence_index=evidence_index,
+        error=error,
+    )
+
+
+def turns_of(trajectory: Trajectory, evidence: Sequence[CaseEvidence]) -> list[CaseTurn]:
+    """The steps of a trajectory; `evidence` is `evidence_of` the same one."""
+    index_by_turn: Mapping[int, int] = {zoom.turn: zoom.index for zoom in evidence}
+    return [
+        CaseTurn(
+            index=index,
+            thought=thought_of(turn.generation.text),
+            text=turn.generation.text,
+            mean_entropy_nats=_mean_entropy_nats(turn.generation),
+            num_tokens=len(turn.generation.token_ids),
+            call=_tool_call(turn, index_by_turn.get(index), trajectory.stop_reason),
+            answer=parse_turn(turn.generation.token_texts).answer,
+        )
+        for index, turn in enumerate(trajectory.turns)
+    ]
+
+
+def attempt_of(trajectory: Trajectory) -> CaseAttempt:
+    """A trajectory in short."""
+    return CaseAttempt(
+        trajectory_id=trajectory.trajectory_id,
+        seed=trajectory.seed,
+        answer=trajectory.answer,
+        stop_reason=trajectory.stop_reason.value,
+        num_turns=len(trajectory.turns),
+        boxes=[wire_box(box) for box in trajectory.boxes],
+    )
+
+
+def versions_of(trajectories: Sequence[Trajectory]) -> list[int]:
+    """Every policy version that sampled a token, ascending."""
+    return sorted(
+        {
+            span.version
+            for trajectory in trajectories
+            for turn in trajectory.turns
+            for span in turn.generation.version_spans
+        }
+    )
+
+
+def option_text(letter: str, choices: Sequence[str]) -> str | None:
+    """The text behind a letter; None if the letter names no choice."""
+    index = string.ascii_uppercase.find(letter.strip().upper())
+    return choices[index] if len(letter.strip()) == 1 and 0 <= index < len(choices) else None
+
+
+def consensus_of(
+    case_id: str,
+    region: ConsensusRegion,
+    heatmap: Heatmap | None,
+    heatmap_sha256: str | None,
+    size: ImageSize,
+) -> CaseConsensus:
+    """The consensus region as a case shows it; the heatmap only where somebody looked."""
+    return CaseConsensus(
+        num_agreeing=region.num_agreeing,
+        rectangles=region.rectangles,
+        area_px=region.area_px,
+        area_share=region.area_px / size.num_pixels,
+        heatmap_url=None if heatmap_sha256 is None else f"/v1/cases/{case_id}/heatmap",
+        heatmap_sha256=heatmap_sha256,
+        heatmap_max_count=0 if heatmap is None else heatmap.max_count,
+    )

@@ -1,0 +1,260 @@
+"""The case API: ask, read, list, and the pixels behind a case.
+
+A case's images are served only through the case, by the hashes it names; whatever else lies in
+the blob store stays there.
+"""
+
+from http import HTTPStatus
+from typing import Annotated, Any, cast
+
+from fastapi import APIRouter, Depends, FastAPI, File, Form, Query, Request, Response, UploadFile
+from fastapi import Path as PathParameter
+
+from services.clinic.desk import CaseDesk
+from services.clinic.examples import (
+    EXAMPLE_CASE,
+    EXAMPLE_DESCRIPTION,
+    EXAMPLE_EVIDENCE,
+    EXAMPLE_ID,
+    EXAMPLE_PAGE,
+    SUBMISSION_PROBLEMS,
+    UNKNOWN_CASE,
+    json_example,
+    png_example,
+    problems,
+    summary_of,
+)
+from services.clinic.settings import ClinicSettings
+from services.clinic.store import CaseStore, UnknownCase
+from services.clinic.submission import check_submission
+from shared.api.clinic import MAX_TRAJECTORIES, Case, CasePage, ClinicDescription
+from shared.blobs import BlobStore
+from shared.errors import ApiProblem, BlobError
+
+router = APIRouter(prefix="/v1", tags=["cases"])
+
+CaseId = Annotated[str, PathParameter(examples=[EXAMPLE_ID])]
+
+
+class ClinicState:
+    """What the routes work with, made in the app's lifespan."""
+
+    def __init__(
+        self, settings: ClinicSettings, store: CaseStore, blobs: BlobStore, desk: CaseDesk
+    ) -> None:
+        self.settings = settings
+        self.store = store
+        self.blobs = blobs
+        self.desk = desk
+
+
+def attach(app: FastAPI, state: ClinicState) -> None:
+    """Give an app its state."""
+    app.state.clinic = state
+
+
+def _state(request: Request) -> ClinicState:
+    return cast(ClinicState, request.app.state.clinic)
+
+
+State = Annotated[ClinicState, Depends(_state)]
+
+
+def _case(state: ClinicState, case_id: str) -> Case:
+    try:
+        return state.store.get(case_id)
+    except UnknownCase as error:
+        raise ApiProblem(HTTPStatus.NOT_FOUND, "No such case", str(error)) from error
+
+
+def _png(request: Request, blobs: BlobStore, name: str) -> Response:
+    """A blob as PNG; its name is its ETag."""
+    headers = {"etag": f'"{name}"', "cache-control": "private, no-cache"}
+    if request.headers.get("if-none-match") == headers["etag"]:
+        return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
+    try:
+        content = blobs.get(name)
+    except BlobError as error:
+        raise ApiProblem(HTTPStatus.GONE, "The image is gone", str(error)) from error
+    return Response(content, media_type="image/png", headers=headers)
+
+
+_GONE = problems(
+    gone=(HTTPStatus.GONE, "The image is gone", f"no blob {EXAMPLE_EVIDENCE.crop}"),
+)
+
+
+@router.post(
+    "/cases",
+    status_code=HTTPStatus.CREATED,
+    summary="Ask a question about an image",
+    description="Waits for the end of the case. 201 also for a case that abstained or failed: its "
+    "`status` says so, and it stays readable under its id. Research use only. Not a medical "
+    "device.",
+    responses={201: json_example("The whole case.", EXAMPLE_CASE), **SUBMISSION_PROBLEMS},
+)
+async def create_case(
+    state: State,
+    response: Response,
+    image: Annotated[
+        UploadFile, File(description="PNG, JPEG, WebP, TIFF or single-frame DICOM file.")
+    ],
+    question: Annotated[str, Form(examples=["What kind of lesion is shown?"])],
+    choices: Annotated[
+        list[str] | None,
+        Form(description="Repeat the field per choice.", examples=[["ring", "cross"]]),
+    ] = None,
+    k: Annotated[
+        int | None,
+        Form(description=f"Number of trajectories, 1 to {MAX_TRAJECTORIES}.", examples=[5]),
+    ] = None,
+    seed: Annotated[
+        int | None, Form(description="Makes the case repeatable.", examples=[7])
+    ] = None,
+) -> Case:
+    """Check the form, work the case, return it."""
+    submission = check_submission(
+        state.settings,
+        image=await image.read(),
+        media_type=image.content_type,
+        question=question,
+        choices=choices or [],
+        k=k,
+        seed=seed,
+    )
+    case = await state.desk.answer(submission)
+    response.headers["location"] = f"/v1/cases/{case.case_id}"
+    return case
+
+
+@router.get(
+    "/cases",
+    summary="List cases, newest first",
+    responses={
+        200: json_example("A page of cases.", EXAMPLE_PAGE),
+        **UNKNOWN_CASE,
+        **problems(
+            bad_limit=(
+                HTTPStatus.UNPROCESSABLE_ENTITY,
+                "Request does not validate",
+                "query.limit: Input should be less than or equal to 100",
+            )
+        ),
+    },
+)
+def list_cases(
+    state: State,
+    limit: Annotated[int, Query(ge=1, le=100, examples=[20])] = 20,
+    before: Annotated[
+        str | None, Query(description="Only cases older than this one.", examples=[EXAMPLE_ID])
+    ] = None,
+) -> CasePage:
+    """One page; `next_url` leads to the next."""
+    try:
+        cases = state.store.newest(limit + 1, before)
+    except UnknownCase as error:
+        raise ApiProblem(HTTPStatus.NOT_FOUND, "No such case", str(error)) from error
+    shown = cases[:limit]
+    more = len(cases) > limit
+    next_url = f"/v1/cases?limit={limit}&before={shown[-1].case_id}" if more else None
+    return CasePage(cases=[summary_of(case) for case in shown], next_url=next_url)
+
+
+@router.get(
+    "/cases/{case_id}",
+    summary="Read a case",
+    responses={200: json_example("The whole case.", EXAMPLE_CASE), **UNKNOWN_CASE},
+)
+def read_case(state: State, case_id: CaseId) -> Case:
+    """The case as last written; `running` until it ends."""
+    return _case(state, case_id)
+
+
+_PNG_ROUTE: dict[str, Any] = {"response_class": Response}
+
+
+@router.get(
+    "/cases/{case_id}/image",
+    summary="The original image of a case, as PNG",
+    responses={200: png_example("The ingested original."), **UNKNOWN_CASE, **_GONE},
+    **_PNG_ROUTE,
+)
+def read_image(request: Request, state: State, case_id: CaseId) -> Response:
+    """The ingested original."""
+    return _png(request, state.blobs, _case(state, case_id).image.sha256)
+
+
+@router.get(
+    "/cases/{case_id}/crops/{crop}",
+    summary="A crop of a case's evidence, as the policy was shown it",
+    responses={
+        200: png_example("The crop."),
+        **problems(
+            unknown_case=(HTTPStatus.NOT_FOUND, "No such case", f"no case {EXAMPLE_ID}"),
+            unknown_crop=(
+                HTTPStatus.NOT_FOUND,
+                "No such crop",
+                f"case {EXAMPLE_ID} has no crop {EXAMPLE_EVIDENCE.crop}",
+            ),
+        ),
+        **_GONE,
+    },
+    **_PNG_ROUTE,
+)
+def read_crop(
+    request: Request,
+    state: State,
+    case_id: CaseId,
+    crop: Annotated[str, PathParameter(examples=[EXAMPLE_EVIDENCE.crop])],
+) -> Response:
+    """A crop that the case's evidence names."""
+    if crop not in {zoom.crop for zoom in _case(state, case_id).evidence}:
+        raise ApiProblem(
+            HTTPStatus.NOT_FOUND, "No such crop", f"case {case_id} has no crop {crop[:64]}"
+        )
+    return _png(request, state.blobs, crop)
+
+
+@router.get(
+    "/cases/{case_id}/heatmap",
+    summary="How many agreeing trajectories looked where, as PNG",
+    responses={
+        200: png_example("Grey levels from 0 (nobody) to 255 (all that agree)."),
+        **problems(
+            unknown_case=(HTTPStatus.NOT_FOUND, "No such case", f"no case {EXAMPLE_ID}"),
+            no_heatmap=(
+                HTTPStatus.NOT_FOUND,
+                "No heatmap",
+                f"no agreeing trajectory of case {EXAMPLE_ID} zoomed",
+            ),
+        ),
+        **_GONE,
+    },
+    **_PNG_ROUTE,
+)
+def read_heatmap(request: Request, state: State, case_id: CaseId) -> Response:
+    """The heatmap of the case's consensus."""
+    consensus = _case(state, case_id).consensus
+    if consensus is None or consensus.heatmap_sha256 is None:
+        raise ApiProblem(
+            HTTPStatus.NOT_FOUND, "No heatmap", f"no agreeing trajectory of case {case_id} zoomed"
+        )
+    return _png(request, state.blobs, consensus.heatmap_sha256)
+
+
+@router.get(
+    "/clinic",
+    tags=["clinic"],
+    summary="What this clinic accepts",
+    responses={200: json_example("Limits and the notice.", EXAMPLE_DESCRIPTION)},
+)
+def describe(state: State) -> ClinicDescription:
+    """Limits of a submission."""
+    settings = state.settings
+    return ClinicDescription(
+        default_trajectories=settings.default_k,
+        max_choice_chars=settings.max_choice_chars,
+        max_question_chars=settings.max_question_chars,
+        max_upload_bytes=settings.max_upload_bytes,
+        accepted_formats=["PNG", "JPEG", "WebP", "TIFF", "DICOM"],
+    )

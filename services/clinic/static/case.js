@@ -1,0 +1,172 @@
+// One case: its verdict, the image, the steps, and how the answer came about.
+
+import { Problem, STATUS_WORDS, answerWords, call, el, moment, percent, seconds } from "./dom.js";
+import { drawStage, layerSwitches } from "./stage.js";
+import { stepsOf } from "./steps.js";
+
+const POLL_MS = 1000;
+const LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ";
+const byId = (id) => document.getElementById(id);
+
+function verdict(found) {
+  const badge = el("span", { class: `badge ${found.status}` }, STATUS_WORDS[found.status]);
+  if (found.status === "answered") {
+    return [badge, el("p", { class: "answer" }, answerWords(found.answer, found.option_text)), agreementLine(found)];
+  }
+  if (found.status === "abstained") {
+    return [badge, el("p", { class: "answer none" }, "No answer is given."), el("p", {}, abstention(found))];
+  }
+  if (found.status === "failed") {
+    return [badge, el("p", { class: "answer none" }, "This case could not be answered."),
+      el("p", { class: "alert", role: "alert" }, `${found.failure.service}: ${found.failure.reason}`)];
+  }
+  return [badge, el("p", { class: "answer none" }, "The policy is looking at the image…")];
+}
+
+function agreementLine(found) {
+  const votes = Math.round(found.agreement * found.settings.num_trajectories);
+  const total = found.settings.num_trajectories;
+  const meter = el("meter", { min: 0, max: 1, value: found.agreement, "aria-label": "Agreement" });
+  const sentence = total === 1
+    ? "A single trajectory: there is no agreement to judge it by."
+    : `${votes} of ${total} independent trajectories agree (${percent(found.agreement)}).`;
+  return el("p", { class: "agreement" }, total === 1 ? null : meter, sentence);
+}
+
+function abstention(found) {
+  if (found.abstention === "unanswered") return "None of the trajectories gave an answer.";
+  const most = Math.max(...Object.values(found.votes));
+  const tied = Object.keys(found.votes).filter((answer) => found.votes[answer] === most);
+  return `The trajectories do not agree: ${tied.join(" and ")} have ${most} ${most === 1 ? "vote" : "votes"} each.`;
+}
+
+function options(found) {
+  byId("options").hidden = !found.choices.length;
+  byId("options").replaceChildren(...found.choices.map((text, index) => {
+    const isChosen = found.status === "answered" && found.answer === LETTERS[index];
+    return el("li", { class: isChosen ? "chosen" : null, "aria-current": isChosen ? "true" : null }, text);
+  }));
+}
+
+function caption(image) {
+  const window = image.window_width === null ? "" : ` · window ${image.window_center} / ${image.window_width}`;
+  return `${image.width_px} × ${image.height_px} px · ${image.source_format.toUpperCase()}${window}`;
+}
+
+function table(rows, head = null) {
+  const cells = (row, tag) => row.map((cell, i) => el(i ? tag : "th", i ? {} : { scope: "row" }, String(cell)));
+  return el("table", {},
+    head && el("thead", {}, el("tr", {}, ...head.map((text) => el("th", { scope: "col" }, text)))),
+    el("tbody", {}, ...rows.map((row) => el("tr", {}, ...cells(row, "td")))));
+}
+
+function card(title, hint, ...content) {
+  return el("section", { class: "card" }, el("h3", {}, title), hint && el("p", { class: "hint" }, hint), ...content);
+}
+
+function votesCard(found) {
+  const rows = Object.entries(found.votes).sort((a, b) => b[1] - a[1]);
+  const named = (answer) => {
+    const text = answer.length === 1 ? found.choices[LETTERS.indexOf(answer.toUpperCase())] : undefined;
+    return text === undefined ? answer : `${answer.toUpperCase()}. ${text}`;
+  };
+  const silent = found.settings.num_trajectories - rows.reduce((sum, row) => sum + row[1], 0);
+  const all = silent ? [...rows, ["(no answer)", silent]] : rows;
+  return card("Votes", "Normalised answers of the independent trajectories.",
+    table(all.map(([answer, count]) => [answer === "(no answer)" ? answer : named(answer), count]), ["Answer", "Votes"]));
+}
+
+function consensusCard(consensus) {
+  const seen = consensus.rectangles.length
+    ? table([
+        ["Agreeing trajectories", consensus.num_agreeing],
+        ["Area", `${consensus.area_px.toLocaleString()} px² (${(consensus.area_share * 100).toFixed(1)} % of the image)`],
+        ["Rectangles", consensus.rectangles.map((b) => `[${b.x1}, ${b.y1}, ${b.x2}, ${b.y2}]`).join(" ")],
+      ])
+    : el("p", {}, "There is no place that more than half of them looked at.");
+  return card("Consensus region", "Where more than half of the agreeing trajectories looked.", seen);
+}
+
+function attemptsCard(found) {
+  const rows = found.attempts.map((one, i) => [
+    one.trajectory_id === found.shown_trajectory_id ? `${i + 1} (shown)` : i + 1,
+    one.answer ?? "—", one.boxes.length, one.num_turns, one.stop_reason.replaceAll("_", " "),
+  ]);
+  return card("Trajectories", null, el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Trajectories" },
+    table(rows, ["No.", "Answer", "Zooms", "Turns", "Ended"])));
+}
+
+function policyCard(found) {
+  const { policy, settings } = found;
+  return card("Policy", null, table([
+    ["Model", policy.model],
+    ["Version", `${policy.versions.join(", ")} (run ${policy.run})`],
+    ["View", `${policy.view_width_px} × ${policy.view_height_px} px`],
+    ["Trajectories", settings.num_trajectories],
+    ["Temperature", settings.temperature],
+    ["Seed", settings.seed],
+    ["Most tokens a turn", settings.max_turn_tokens],
+    ["Most turns", policy.max_turns],
+  ]));
+}
+
+function recordCard(found) {
+  const t = found.timings;
+  return card("Record", null, table([
+    ["Asked", moment(found.created_at)],
+    ["Image taken in", seconds(t.ingest_s)],
+    ["Waited", seconds(t.waiting_s)],
+    ["View made", seconds(t.view_s)],
+    ["Trajectories", seconds(t.trajectories_s)],
+    ["Consensus", seconds(t.consensus_s)],
+    ["In all", seconds(t.total_s)],
+  ]), el("p", { class: "record" }, el("a", { href: `/v1/cases/${found.case_id}` }, "This case as JSON"), " · ",
+    el("span", { class: "mono", title: found.image.sha256 }, `image ${found.image.sha256.slice(0, 12)}…`)));
+}
+
+function show(found) {
+  document.title = `${STATUS_WORDS[found.status]}: ${found.question} · MedVR clinic`;
+  byId("question").textContent = found.question;
+  options(found);
+  byId("answer").replaceChildren(...verdict(found));
+  byId("caption").textContent = caption(found.image);
+  const stage = byId("stage");
+  byId("layers").replaceChildren(...layerSwitches(drawStage(stage, found)));
+  byId("steps").replaceChildren(...stepsOf(found, stage));
+  byId("steps-hint").textContent = stepsHint(found);
+  byId("details").replaceChildren(
+    ...(found.consensus ? [votesCard(found), consensusCard(found.consensus), attemptsCard(found)] : []),
+    ...(found.policy ? [policyCard(found)] : []),
+    recordCard(found));
+  byId("case").hidden = false;
+}
+
+function stepsHint(found) {
+  if (found.status === "abstained") return "No trajectory is shown, because none speaks for the others.";
+  if (found.status !== "answered") return "There are no steps to show.";
+  if (found.settings.num_trajectories === 1) return "The trajectory, as it went.";
+  return "Of the agreeing trajectories, the one that looked most where they all looked.";
+}
+
+async function load() {
+  const caseId = location.pathname.split("/").pop();
+  const found = await call(`/v1/cases/${encodeURIComponent(caseId)}`);
+  show(found);
+  const isRunning = found.status === "running";
+  byId("state").textContent = isRunning ? "Working; this page follows the case until it ends." : "";
+  byId("state").hidden = !isRunning;
+  byId("main").setAttribute("aria-busy", String(isRunning));
+  if (isRunning) setTimeout(() => load().catch(fail), POLL_MS);
+}
+
+function fail(error) {
+  byId("main").setAttribute("aria-busy", "false");
+  const known = error instanceof Problem;
+  byId("state").hidden = false;
+  byId("state").className = "alert";
+  byId("state").setAttribute("role", "alert");
+  byId("state").textContent = known ? error.message : "This page has an error of its own; the case is readable as JSON.";
+  if (!known) throw error;
+}
+
+load().catch(fail);

@@ -1,0 +1,72 @@
+// The reasoning of the trajectory that is shown, turn by turn, with its zooms as evidence.
+
+import { el, nats, signed, svg } from "./dom.js";
+import { emphasise } from "./stage.js";
+
+/** One list entry per turn. */
+export function stepsOf(found, stage) {
+  const scale = Math.max(0.01, ...found.evidence.flatMap((zoom) =>
+    [zoom.tool_entropy_nats, zoom.baseline_entropy_nats]));
+  return found.turns.map((turn) => stepOf(turn, found, stage, scale));
+}
+
+function stepOf(turn, found, stage, scale) {
+  const parts = [el("p", { class: turn.thought ? "thought" : "thought none" },
+    turn.thought || "No thought was written.")];
+  if (turn.call) {
+    const index = turn.call.evidence_index;
+    parts.push(index === null ? badCall(turn.call) : zoomOf(found.evidence[index], found, stage, scale));
+  }
+  if (turn.answer !== null) {
+    parts.push(el("p", { class: "step-answer" }, "Answered ", el("strong", {}, turn.answer)));
+  }
+  if (!turn.call && turn.answer === null) {
+    parts.push(el("p", { class: "alert soft" }, "The turn ended with neither a zoom nor an answer."));
+  }
+  parts.push(el("details", { class: "verbatim" },
+    el("summary", {}, `As written: ${turn.num_tokens} tokens, mean entropy ${nats(turn.mean_entropy_nats)} nats`),
+    el("pre", { tabindex: "0" }, turn.text)));
+  return el("li", { class: "step" }, ...parts);
+}
+
+function badCall(call) {
+  const box = call.bbox_2d ? ` [${call.bbox_2d.join(", ")}] in the view` : "";
+  return el("p", { class: "alert soft" }, `Asked for a zoom${box} and saw nothing: ${call.error}.`);
+}
+
+function zoomOf(zoom, found, stage, scale) {
+  const { box, index } = zoom;
+  const focus = (on) => () => emphasise(stage, on ? index : null);
+  const share = ((box.x2 - box.x1) * (box.y2 - box.y1)) / (found.image.width_px * found.image.height_px);
+  return el("div", { class: "zoom-card", id: `zoom-${index + 1}`, tabindex: "-1",
+      onmouseenter: focus(true), onmouseleave: focus(false), onfocusin: focus(true), onfocusout: focus(false) },
+    el("a", { class: "thumb", href: zoom.crop_url, "aria-label": `Open the crop of zoom ${index + 1}` },
+      el("img", { src: zoom.crop_url, width: zoom.crop_width_px, height: zoom.crop_height_px, loading: "lazy",
+        alt: `Crop of zoom ${index + 1}, as the policy saw it` })),
+    el("div", { class: "zoom-facts" },
+      el("h3", {}, el("span", { class: "number", "aria-hidden": "true" }, String(index + 1)), `Zoom ${index + 1}`),
+      el("p", { class: "coordinates" },
+        `x ${box.x1}–${box.x2}, y ${box.y1}–${box.y2} px · ${box.x2 - box.x1} × ${box.y2 - box.y1} px · ${(share * 100).toFixed(1)} % of the image`),
+      entropies(zoom, scale)));
+}
+
+function entropies(zoom, scale) {
+  const bar = (kind, value) => svg("svg", { class: `bar ${kind}`, viewBox: "0 0 100 8", preserveAspectRatio: "none", "aria-hidden": "true" },
+    svg("rect", { class: "track", width: 100, height: 8 }),
+    svg("rect", { class: "fill", width: Math.max(0, Math.min(100, (value / scale) * 100)), height: 8 }));
+  const row = (symbol, text, value, kind) => [
+    el("dt", {}, symbol, " ", el("span", {}, text)),
+    el("dd", {}, bar(kind, value), `${nats(value)} nats`),
+  ];
+  const rise = zoom.entropy_increase_nats;
+  return el("div", { class: "entropies" },
+    el("dl", {},
+      ...row(el("var", {}, "H", el("sub", {}, "base")), "before", zoom.baseline_entropy_nats, "base"),
+      ...row(el("var", {}, "H", el("sub", {}, "tool")), "placing the box", zoom.tool_entropy_nats, "tool")),
+    el("p", { class: "rise" }, el("strong", {}, `ΔH ${signed(rise)} nats`), ` ${meaning(rise)}`));
+}
+
+function meaning(rise) {
+  if (rise > 0) return "— less sure of this place than of its words before: other places were possible.";
+  return "— at least as sure of this place as of its words before.";
+}

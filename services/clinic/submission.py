@@ -1,0 +1,118 @@
+"""What a caller may ask: the form of `POST /v1/cases`, checked at the edge.
+
+Raises `ApiProblem` 413 or 422 with what was wrong and what is accepted, never with the text
+itself. Past this point the question and the choices are plain text: trimmed, within their
+limits, and free of the model's control tokens, which the policy server would take for its own.
+"""
+
+import re
+import secrets
+from collections.abc import Sequence
+from http import HTTPStatus
+
+import msgspec
+
+from services.clinic.settings import ClinicSettings
+from shared.api.clinic import MAX_CHOICES, MAX_TRAJECTORIES, CaseSettings
+from shared.errors import ApiProblem
+
+MAX_SEED = 2**53 - 1
+"""The largest whole number that every JSON reader keeps exactly."""
+
+_CONTROL_TOKEN = re.compile(r"<\|[^<>]*\|>")
+
+
+class Submission(msgspec.Struct, frozen=True, kw_only=True):
+    """A case as asked, before its image is known to be one."""
+
+    image: bytes
+    """The uploaded file."""
+    media_type: str | None
+    question: str
+    choices: list[str]
+    settings: CaseSettings
+
+
+def _refuse(title: str, detail: str) -> ApiProblem:
+    return ApiProblem(HTTPStatus.UNPROCESSABLE_ENTITY, title, detail)
+
+
+def _checked_text(text: str, what: str, max_chars: int) -> str:
+    text = text.strip()
+    if not text:
+        raise _refuse(f"The {what} is empty", f"the {what} must have at least one character")
+    if len(text) > max_chars:
+        raise _refuse(
+            f"The {what} is too long",
+            f"the {what} has {len(text)} characters; at most {max_chars} are accepted",
+        )
+    if _CONTROL_TOKEN.search(text):
+        raise _refuse(
+            f"The {what} holds a control token",
+            f"the {what} holds text of the form <|…|>, which is reserved for the model",
+        )
+    return text
+
+
+def _checked_choices(choices: Sequence[str], settings: ClinicSettings) -> list[str]:
+    if len(choices) > MAX_CHOICES:
+        raise _refuse(
+            "Too many choices", f"{len(choices)} choices given; at most {MAX_CHOICES} are accepted"
+        )
+    if len(choices) == 1:
+        raise _refuse(
+            "A single choice",
+            "one choice given; give two or more, or none for an open question",
+        )
+    checked = [
+        _checked_text(choice, f"choice {number}", settings.max_choice_chars)
+        for number, choice in enumerate(choices, start=1)
+    ]
+    if len({choice.casefold() for choice in checked}) < len(checked):
+        raise _refuse("Choices repeat", "two choices have the same text; each must differ")
+    return checked
+
+
+def _checked_image(image: bytes, settings: ClinicSettings) -> bytes:
+    if not image:
+        raise _refuse("The image is empty", "the image file has no bytes")
+    if len(image) > settings.max_upload_bytes:
+        raise ApiProblem(
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            "The image file is too large",
+            f"the image file has {len(image)} bytes; "
+            f"at most {settings.max_upload_bytes} are accepted",
+        )
+    return image
+
+
+def check_submission(
+    settings: ClinicSettings,
+    *,
+    image: bytes,
+    media_type: str | None,
+    question: str,
+    choices: Sequence[str],
+    k: int | None,
+    seed: int | None,
+) -> Submission:
+    """The form as a `Submission`. Raises `ApiProblem`. Without a seed one is drawn."""
+    num_trajectories = settings.default_k if k is None else k
+    if not 1 <= num_trajectories <= MAX_TRAJECTORIES:
+        raise _refuse(
+            "k is out of range", f"k is {num_trajectories}; 1 to {MAX_TRAJECTORIES} is accepted"
+        )
+    if seed is not None and not 0 <= seed <= MAX_SEED:
+        raise _refuse("seed is out of range", f"0 to {MAX_SEED} is accepted")
+    return Submission(
+        image=_checked_image(image, settings),
+        media_type=media_type,
+        question=_checked_text(question, "question", settings.max_question_chars),
+        choices=_checked_choices(choices, settings),
+        settings=CaseSettings(
+            num_trajectories=num_trajectories,
+            seed=secrets.randbelow(2**32) if seed is None else seed,
+            temperature=0.0 if num_trajectories == 1 else 1.0,
+            max_turn_tokens=settings.max_turn_tokens,
+        ),
+    )

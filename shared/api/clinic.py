@@ -1,0 +1,254 @@
+"""Wire models of the clinic API: a case is one question about one image, answered with evidence.
+
+A case is stored before any work is done for it, as `running`, and ends in exactly one of the
+final statuses. Everything a viewer draws is in the case itself or behind one of its URLs; boxes
+are in original-image pixels, entropies in nats.
+"""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from shared.api.base import SHA256_PATTERN, WireModel
+from shared.api.zoom import WireBox
+
+RESEARCH_NOTICE = "Research use only. Not a medical device."
+
+MAX_TRAJECTORIES = 16
+MAX_CHOICES = 26
+"""The choices are lettered A to Z."""
+
+
+class CaseStatus(StrEnum):
+    """Where a case stands; all but `running` are final."""
+
+    RUNNING = "running"
+    ANSWERED = "answered"
+    ABSTAINED = "abstained"
+    """The trajectories do not agree; `abstention` says how."""
+    FAILED = "failed"
+    """No statement about the image was reached; `failure` says why."""
+
+
+class AbstentionReason(StrEnum):
+    """Why no answer is given although all trajectories ended."""
+
+    TIED = "tied"
+    """Two answers are equally frequent."""
+    UNANSWERED = "unanswered"
+    """No trajectory gave an answer."""
+
+
+class CaseFailure(WireModel):
+    """Why a case failed."""
+
+    service: Literal["policy", "zoom", "cca", "clinic"]
+    """Which process did not do its part."""
+    reason: str
+
+
+class CaseImage(WireModel):
+    """The ingested original."""
+
+    url: str
+    sha256: str = Field(pattern=SHA256_PATTERN)
+    width_px: int
+    height_px: int
+    source_format: str
+    """Format of the uploaded file: png, jpeg, webp, tiff or dicom."""
+    window_center: float | None = None
+    """DICOM: the window applied to the grey levels."""
+    window_width: float | None = None
+
+
+class CaseSettings(WireModel):
+    """What the case was asked with: enough, with the policy version, to ask it again."""
+
+    num_trajectories: int = Field(ge=1, le=MAX_TRAJECTORIES)
+    """K."""
+    seed: int = Field(ge=0)
+    """The seeds of the K trajectories are derived from it."""
+    temperature: float
+    """1 for K > 1 (independent samples), 0 for K = 1 (greedy)."""
+    max_turn_tokens: int
+
+
+class CasePolicy(WireModel):
+    """Who answered."""
+
+    model: str
+    run: str
+    """Training run the weights come from."""
+    versions: list[int]
+    """Every policy version that sampled a token of the case, ascending; usually one."""
+    view_width_px: int
+    """The image as the policy was first shown it."""
+    view_height_px: int
+    max_turns: int
+
+
+Coordinates = Annotated[list[float], Field(min_length=4, max_length=4)]
+
+
+class CaseToolCall(WireModel):
+    """A zoom as the policy asked for it."""
+
+    bbox_2d: Coordinates | None
+    """As written, in pixels of the view; null if it could not be read."""
+    evidence_index: int | None
+    """Index into `evidence`; null if no crop was shown."""
+    error: str | None
+    """What the policy was told instead of a crop."""
+
+
+class CaseTurn(WireModel):
+    """One step of the reasoning that is shown."""
+
+    index: int
+    thought: str
+    """The text inside <think>; empty if the policy wrote none."""
+    text: str
+    """Everything the policy wrote in this turn, unedited."""
+    mean_entropy_nats: float
+    """Mean H_t over the tokens of the turn; 0 for an empty turn."""
+    num_tokens: int
+    call: CaseToolCall | None
+    answer: str | None
+    """The answer, in the turn that gave one."""
+
+
+class CaseEvidence(WireModel):
+    """One zoom of the shown trajectory: where it looked, what it saw, how unsure it was."""
+
+    index: int
+    turn: int
+    """Index of the turn that asked for it."""
+    box: WireBox
+    """As cropped, original pixels, half-open."""
+    box_normalised: Coordinates
+    """[x1, y1, x2, y2] as fractions of the image's width and height."""
+    crop: str = Field(pattern=SHA256_PATTERN)
+    crop_url: str
+    crop_width_px: int
+    """As shown to the policy."""
+    crop_height_px: int
+    baseline_entropy_nats: float
+    """H_base of the trajectory."""
+    tool_entropy_nats: float
+    """H_tool of this call."""
+    entropy_increase_nats: float
+    """ΔH = H_tool − H_base: positive where the policy was less sure of the place than before."""
+
+
+class CaseAttempt(WireModel):
+    """One of the K trajectories, in short."""
+
+    trajectory_id: str
+    seed: int
+    answer: str | None
+    """As written."""
+    stop_reason: str
+    num_turns: int
+    boxes: list[WireBox]
+    """As cropped, original pixels."""
+
+
+class CaseConsensus(WireModel):
+    """Where a strict majority of the agreeing trajectories looked."""
+
+    num_agreeing: int
+    """|T⁺|; 0 when the case abstains."""
+    rectangles: list[WireBox]
+    """Disjoint, original pixels."""
+    area_px: int
+    area_share: float
+    """Of the image, 0 to 1."""
+    heatmap_url: str | None
+    """PNG of how many agreeing trajectories looked at each place; null if nobody zoomed."""
+    heatmap_sha256: str | None = None
+    heatmap_max_count: int
+
+
+class CaseTimings(WireModel):
+    """Seconds per stage; a stage that was not reached took 0."""
+
+    ingest_s: float = 0.0
+    waiting_s: float = 0.0
+    """For a free slot among the cases worked on together."""
+    view_s: float = 0.0
+    """The policy's description and the rendering of the view."""
+    trajectories_s: float = 0.0
+    """All K, side by side."""
+    consensus_s: float = 0.0
+    total_s: float = 0.0
+    """The stages together; of a repeated attempt, its own and the ingest."""
+
+
+class Case(WireModel):
+    """`GET /v1/cases/{id}`: the whole case."""
+
+    case_id: str
+    status: CaseStatus
+    notice: str = RESEARCH_NOTICE
+    created_at: datetime
+    """UTC."""
+    finished_at: datetime | None = None
+    question: str
+    choices: list[str]
+    image: CaseImage
+    settings: CaseSettings
+    answer: str | None = None
+    """The letter where there are choices, else the shown trajectory's words; null unless
+    answered."""
+    option_text: str | None = None
+    """The text of the choice that was picked."""
+    abstention: AbstentionReason | None = None
+    failure: CaseFailure | None = None
+    shown_trajectory_id: str | None = None
+    """The agreeing trajectory of highest IoU with the consensus; `turns` and `evidence` are its."""
+    turns: list[CaseTurn] = []
+    evidence: list[CaseEvidence] = []
+    agreement: float | None = None
+    """Share of the K trajectories that gave the modal answer."""
+    votes: dict[str, int] = {}
+    """Normalised answer → number of trajectories."""
+    consensus: CaseConsensus | None = None
+    attempts: list[CaseAttempt] = []
+    policy: CasePolicy | None = None
+    timings: CaseTimings = CaseTimings()
+
+
+class CaseSummary(WireModel):
+    """A case as a line of a list."""
+
+    case_id: str
+    url: str
+    status: CaseStatus
+    created_at: datetime
+    question: str
+    answer: str | None
+    option_text: str | None
+    agreement: float | None
+
+
+class CasePage(WireModel):
+    """`GET /v1/cases`: newest first."""
+
+    cases: list[CaseSummary]
+    next_url: str | None
+    """The next page; null on the last."""
+
+
+class ClinicDescription(WireModel):
+    """`GET /v1/clinic`: what this clinic accepts."""
+
+    notice: str = RESEARCH_NOTICE
+    default_trajectories: int
+    max_trajectories: int = MAX_TRAJECTORIES
+    max_choices: int = MAX_CHOICES
+    max_choice_chars: int
+    max_question_chars: int
+    max_upload_bytes: int
+    accepted_formats: list[str]

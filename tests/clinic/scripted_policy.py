@@ -1,0 +1,164 @@
+"""A policy server that speaks the wire contract and says what a script tells it to.
+
+It is a real HTTP server over the real blob store; only the mind is missing. Every character is a
+token. A trajectory is recognised by its first token, which has an empty text and stays in every
+later request, so the K trajectories of a case can be told apart however they interleave.
+"""
+
+import io
+import re
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fastapi import FastAPI, Request, Response
+from PIL import Image
+
+from shared.api.policy import (
+    GenerateRequest,
+    GenerateResponse,
+    ImageSegment,
+    PolicyDescription,
+    TextSegment,
+    TokensSegment,
+    WirePixelLimits,
+    WireVersionSpan,
+)
+from shared.blobs import BlobStore
+from shared.service.app import problem_response
+
+VIEW = WirePixelLimits(min_pixels=168 * 168, max_pixels=168 * 168)
+CROP = WirePixelLimits(min_pixels=84 * 84, max_pixels=168 * 168)
+_MARK = 2_000_000
+_VISION_START, _VISION_END, _IMAGE_PAD = 3_000_000, 3_000_001, 3_000_002
+
+
+@dataclass(frozen=True)
+class Say:
+    """One turn: its text, the entropy of its words, and that of a box's characters."""
+
+    text: str
+    words_nats: float = 0.25
+    box_nats: float = 1.5
+
+
+def look(bbox_2d: list[int], thought: str = "look closer", **nats: float) -> Say:
+    """A zoom."""
+    call = f'{{"name": "zoom_in", "arguments": {{"bbox_2d": {bbox_2d}}}}}'
+    return Say(f"<think>{thought}</think><tool_call>{call}</tool_call>", **nats)
+
+
+def answer(text: str, thought: str = "it is clear now") -> Say:
+    """The end."""
+    return Say(f"<think>{thought}</think><answer>{text}</answer>")
+
+
+@dataclass
+class ScriptedPolicy:
+    """The script and what was asked; give `plans` before asking."""
+
+    blobs: BlobStore
+    plans: list[list[Say]] = field(default_factory=list)
+    version: int = 7
+    fail_with: int | None = None
+    url: str = ""
+    requests: list[GenerateRequest] = field(default_factory=list)
+    release: threading.Event = field(default_factory=threading.Event)
+    """Cleared: requests wait."""
+    entered: threading.Event = field(default_factory=threading.Event)
+    """Set by a request that arrived."""
+
+    def rehearse(self, *plans: list[Say]) -> None:
+        """The next cases' trajectories follow these plans, in turn."""
+        self.plans, self.requests, self.fail_with = list(plans), [], None
+        self._begun = 0
+        self.release.set()
+        self.entered.clear()
+
+    def describe(self) -> PolicyDescription:
+        """What a caller must know."""
+        return PolicyDescription(
+            model="scripted",
+            run="rehearsal",
+            version=self.version,
+            channel=None,
+            entropy_mode="exact",
+            tools=["zoom_in"],
+            view=VIEW,
+            crop=CROP,
+            min_side_px=28,
+            max_turns=5,
+            max_model_len_tokens=65_536,
+            max_entropy_tokens=512,
+            vllm_version="none",
+        )
+
+    def generate(self, request: GenerateRequest) -> GenerateResponse:
+        """The next turn of the trajectory this request belongs to."""
+        self.requests.append(request)
+        written = [
+            token
+            for segment in request.segments
+            if isinstance(segment, TokensSegment)
+            for token in segment.token_ids
+        ]
+        marks = [token - _MARK for token in written if _MARK <= token < _VISION_START]
+        if marks:
+            number, turn = marks[0], len(marks)
+        else:
+            number, turn = self._begun, 0
+            self._begun += 1
+        say = self.plans[number % len(self.plans)][turn]
+        token_ids = [_MARK + number, *map(ord, say.text)]
+        return GenerateResponse(
+            segment_token_ids=[self._ids(segment) for segment in request.segments],
+            token_ids=token_ids,
+            token_texts=["", *say.text],
+            sampled_logprobs=[-0.1] * len(token_ids),
+            entropies_nats=[say.words_nats, *_entropies(say)],
+            finish="stop",
+            stop=re.findall("</tool_call>|</answer>", say.text)[-1],
+            version_spans=[WireVersionSpan(version=self.version, num_tokens=len(token_ids))],
+            num_cached_tokens=0,
+        )
+
+    def _ids(self, segment: TextSegment | ImageSegment | TokensSegment) -> list[int]:
+        if isinstance(segment, TextSegment):
+            return [ord(character) for character in segment.text]
+        if isinstance(segment, TokensSegment):
+            return segment.token_ids
+        width, height = Image.open(io.BytesIO(self.blobs.get(segment.image))).size
+        pads = [_IMAGE_PAD] * ((width // 28) * (height // 28))
+        return [_VISION_START, *pads, _VISION_END]
+
+
+def _entropies(say: Say) -> list[float]:
+    """Per character: the box's from its first coordinate through its closing bracket."""
+    box = re.search(r"\[([^\]]*\])", say.text)
+    inside = range(*box.span(1)) if box else range(0)
+    return [say.box_nats if i in inside else say.words_nats for i in range(len(say.text))]
+
+
+def scripted_app(policy: ScriptedPolicy) -> FastAPI:
+    """The two routes of the policy server that a clinic uses."""
+    app = FastAPI()
+
+    @app.get("/medvr/v1/policy")
+    def describe() -> PolicyDescription:
+        return policy.describe()
+
+    @app.post("/medvr/v1/generate")
+    def generate(request: GenerateRequest, _: Request) -> Response:
+        policy.entered.set()
+        if not policy.release.wait(timeout=60):
+            return problem_response(504, "Held too long", "the test never released it")
+        if policy.fail_with is not None:
+            return problem_response(policy.fail_with, "Policy refuses", "as the script says")
+        return Response(policy.generate(request).model_dump_json(), media_type="application/json")
+
+    return app
+
+
+def blob_store(folder: Path) -> BlobStore:
+    """The store that zoom, policy and clinic share."""
+    return BlobStore(str(folder))
