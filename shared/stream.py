@@ -19,7 +19,9 @@ from enum import StrEnum
 from typing import NamedTuple, cast
 
 import redis
+from redis.backoff import ExponentialBackoff
 from redis.client import Pipeline
+from redis.retry import Retry
 
 CONSUMER_GROUP = "trainer"
 CONSUMER = "trainer-0"

@@ -1,7 +1,7 @@
 import pytest
 import redis
 
-from shared.stream import Fate, RunState, RunStream
+from shared.stream import Fate, RunState, RunStream, check_flow
 
 
 @pytest.fixture
@@ -81,3 +81,30 @@ def test_opening_again_moves_nothing_back(stream: RunStream) -> None:
     stream.open({"a": Fate.NO_SIGNAL}, cursor=1)
     assert stream.cursor() == 2
     assert stream.outstanding() == 1
+
+
+def test_a_group_that_found_its_fate_before_its_mark_is_not_outstanding(stream: RunStream) -> None:
+    stream.bury("g", "died at once")
+    assert stream.mark_fed("g", 0) is True
+    assert (stream.cursor(), stream.outstanding()) == (1, 0)
+
+
+def test_nothing_is_marked_as_fed_in_a_finished_run(stream: RunStream) -> None:
+    stream.finish()
+    assert stream.mark_fed("g", 0) is False
+    assert (stream.cursor(), stream.outstanding()) == (0, 0)
+
+
+def test_flow_settings_bound_what_may_be_outstanding_from_both_sides() -> None:
+    flow = {
+        "groups_per_step": 4,
+        "checkpoint_every": 2,
+        "publish_every": 1,
+        "max_off_policy_steps": 3,
+    }
+    check_flow(**flow, max_outstanding=8)
+    check_flow(**flow, max_outstanding=12)
+    with pytest.raises(ValueError, match="max_outstanding is 7, but must lie between 8"):
+        check_flow(**flow, max_outstanding=7)
+    with pytest.raises(ValueError, match=r"between 8 .* and 12"):
+        check_flow(**flow, max_outstanding=13)
