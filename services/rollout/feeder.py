@@ -1,0 +1,165 @@
+"""The feeder: keeps the rollout workers in work, without ever losing or repeating a group.
+
+The task is queued first and then marked as fed, so a feeder killed in between queues it once more
+and the second copy finds that it is not wanted. Nothing is kept here but a list of positions to
+feed again: the cursor is in Redis, and the order is a function of it. On start, and whenever its
+mark has vanished from Redis (somebody emptied it; the trainer then restores fates and cursor from
+its checkpoint), the feeder looks for fed groups that neither have a fate nor are outstanding, and
+feeds those first. It never has more than `max_outstanding` without a fate, and ends with the run.
+"""
+
+import asyncio
+import logging
+import signal
+import sys
+import threading
+import uuid
+from collections import deque
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry
+
+from services.rollout.metrics import FeederMetrics
+from services.rollout.order import ProblemOrder
+from services.rollout.settings import FeederSettings
+from services.rollout.task import TASK_NAME, RolloutTask, create_celery, encode_task, queue_key
+from shared.problem import read_problems
+from shared.service.logs import configure_logs
+from shared.service.serve import probe_server
+from shared.stream import RunState, RunStream, connect_redis
+
+logger = logging.getLogger(__name__)
+
+_CHUNK = 1000
+"""Group ids that are looked up at a time."""
+
+Send = Callable[[RolloutTask], None]
+"""Queues a task for the workers."""
+
+
+class Feeder:
+    """Hands out the groups of one run; `feed` does what is due and returns."""
+
+    def __init__(
+        self,
+        stream: RunStream,
+        order: ProblemOrder,
+        send: Send,
+        metrics: FeederMetrics,
+        *,
+        max_outstanding: int,
+        max_groups: int | None = None,
+    ) -> None:
+        self._stream = stream
+        self._order = order
+        self._send = send
+        self._metrics = metrics
+        self._max_outstanding = max_outstanding
+        self._max_groups = max_groups
+        self._mark_key = f"medvr:run:{stream.run}:feeder"
+        self._mark = uuid.uuid4().hex.encode()
+        self._missing: deque[int] = deque()
+        """Positions to feed again."""
+
+    def feed(self) -> int:
+        """Hand out what is due, if the run is running; how many groups that was."""
+        num_fed = 0
+        while self._stream.state() is RunState.RUNNING:
+            self._look_for_missing()
+            position = self._next_position()
+            if position is None or self._stream.outstanding() >= self._max_outstanding:
+                break
+            task = self._order.task_at(position)
+            self._send(task)
+            if not self._stream.mark_fed(task.group_id, position):
+                break
+            self._count(position)
+            num_fed += 1
+        self._metrics.outstanding.set(self._stream.outstanding())
+        self._metrics.queue_depth.set(self._stream.client.llen(queue_key(self._stream.run)))
+        return num_fed
+
+    def _next_position(self) -> int | None:
+        if self._missing:
+            return self._missing[0]
+        cursor = self._stream.cursor()
+        return None if self._max_groups is not None and cursor >= self._max_groups else cursor
+
+    def _count(self, position: int) -> None:
+        if self._missing and self._missing[0] == position:
+            self._missing.popleft()
+            self._metrics.refed.inc()
+            return
+        self._metrics.fed.inc()
+        self._metrics.round.set(self._order.round_at(position))
+
+    def _look_for_missing(self) -> None:
+        """Once after the start, and again after Redis was emptied.
+
+        The mark is set before looking: if Redis is emptied in between, it is gone again.
+        """
+        if self._stream.client.get(self._mark_key) == self._mark:
+            return
+        self._stream.client.set(self._mark_key, self._mark)
+        self._missing.clear()
+        cursor = self._stream.cursor()
+        for start in range(0, cursor, _CHUNK):
+            positions = range(start, min(start + _CHUNK, cursor))
+            position_of = {self._order.task_at(p).group_id: p for p in positions}
+            self._missing.extend(position_of[i] for i in self._stream.missing(position_of))
+        if self._missing:
+            logger.warning("%d fed groups are missing and fed again", len(self._missing))
+
+
+def run_feeder(settings: FeederSettings, stop: threading.Event) -> None:
+    """Feed until the run is finished or `stop` is set. Raises `ProblemSetError`."""
+    registry = CollectorRegistry()
+    metrics = FeederMetrics(registry)
+    problems = read_problems(settings.problem_set)
+    order = ProblemOrder(settings.run, problems, settings.seed)
+    stream = RunStream(connect_redis(settings.redis_url), settings.run)
+
+    async def redis_answers() -> None:
+        await asyncio.to_thread(stream.client.ping)
+
+    with (
+        stream.client,
+        create_celery(settings.run, settings.redis_url) as app,
+        probe_server(
+            "feeder", settings.probe_host, settings.probe_port, registry, {"redis": redis_answers}
+        ),
+    ):
+
+        def send(task: RolloutTask) -> None:
+            app.send_task(TASK_NAME, args=[encode_task(task)], task_id=task.group_id)
+
+        feeder = Feeder(
+            stream,
+            order,
+            send,
+            metrics,
+            max_outstanding=settings.max_outstanding,
+            max_groups=settings.max_groups,
+        )
+        while not stop.is_set() and stream.state() is not RunState.FINISHED:
+            feeder.feed()
+            stop.wait(settings.poll_interval_s)
+        logger.info("feeder ends", extra={"cursor": stream.cursor()})
+
+
+def main(argv: list[str]) -> None:
+    """`medvr feeder`."""
+    settings = FeederSettings.load(argv)
+    configure_logs("feeder", settings.log_level)
+    stop = threading.Event()
+
+    def end(*_: object) -> None:
+        stop.set()
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
+    run_feeder(settings, stop)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,60 @@
+"""The worker process put together: logs, probes, the loop, the clients, and Celery in front."""
+
+import asyncio
+from collections.abc import Mapping
+
+import httpx
+from prometheus_client import CollectorRegistry
+
+from services.rollout.metrics import RolloutMetrics
+from services.rollout.settings import RolloutSettings
+from services.rollout.task import create_celery
+from services.rollout.worker import Deliveries, RolloutLoop, work
+from shared.service.app import ReadyCheck
+from shared.service.logs import configure_logs
+from shared.service.serve import probe_server
+from shared.stream import RunStream, connect_redis
+
+
+def run_worker(settings: RolloutSettings) -> int:
+    """Work until SIGTERM or SIGINT; the exit status."""
+    configure_logs("rollout", settings.log_level)
+    registry = CollectorRegistry()
+    metrics = RolloutMetrics(registry)
+    stream = RunStream(connect_redis(settings.redis_url), settings.run)
+    app = create_celery(
+        settings.run, settings.redis_url, visibility_timeout_s=settings.visibility_timeout_s
+    )
+    with (
+        stream.client,
+        RolloutLoop(settings, metrics) as loop,
+        probe_server(
+            "rollout",
+            settings.probe_host,
+            settings.probe_port,
+            registry,
+            ready_checks(settings, stream),
+        ),
+    ):
+        return work(app, settings, loop, Deliveries(settings, stream, loop, metrics))
+
+
+def ready_checks(settings: RolloutSettings, stream: RunStream) -> Mapping[str, ReadyCheck]:
+    """Redis and the three services answer."""
+
+    def alive(url: str) -> ReadyCheck:
+        async def check() -> None:
+            async with httpx.AsyncClient(trust_env=False, timeout=5.0) as client:
+                (await client.get(f"{url.rstrip('/')}/health")).raise_for_status()
+
+        return check
+
+    async def redis_answers() -> None:
+        await asyncio.to_thread(stream.client.ping)
+
+    return {
+        "redis": redis_answers,
+        "policy": alive(settings.policy_url),
+        "zoom": alive(settings.zoom_url),
+        "cca": alive(settings.cca_url),
+    }

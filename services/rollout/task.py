@@ -1,0 +1,111 @@
+"""The Celery task between feeder and worker: its queue, its payload, and the app both use.
+
+A payload is JSON and is validated where it arrives. Every key that Celery keeps in Redis carries
+the run's name, so what an old run left behind never reaches a new one. There is no result
+backend: the trajectory group goes to the run's stream.
+"""
+
+import re
+
+import msgspec
+from celery import Celery
+
+from shared.errors import PayloadError
+from shared.problem import Problem
+from shared.trajectory import make_group_id
+
+TASK_NAME = "medvr.rollout"
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class RolloutTask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One problem to roll out once."""
+
+    group_id: str
+    run: str
+    round: int
+    """Index of the pass over the problem set."""
+    position: int
+    """How many groups the feeder had handed out before this one."""
+    problem: Problem
+
+
+_decoder = msgspec.json.Decoder(RolloutTask)
+
+
+def encode_task(task: RolloutTask) -> str:
+    """The payload as it travels."""
+    return msgspec.json.encode(task).decode()
+
+
+def decode_task(payload: object) -> RolloutTask:
+    """A payload off the queue, validated. Raises `PayloadError` naming what is wrong."""
+    if not isinstance(payload, str):
+        raise PayloadError(f"a rollout payload is a JSON string, not {type(payload).__name__}")
+    try:
+        task = _decoder.decode(payload)
+    except msgspec.MsgspecError as error:
+        raise PayloadError(f"not a rollout payload: {error}") from error
+    problem = task.problem
+    if task.group_id != make_group_id(task.run, task.round, problem.problem_id):
+        raise PayloadError(f"group_id {task.group_id!r} is not that of its run, round and problem")
+    if not _SHA256.fullmatch(problem.image):
+        raise PayloadError(f"{task.group_id}: image is not a sha256")
+    if not problem.question or not problem.gold_answer:
+        raise PayloadError(f"{task.group_id}: question and gold answer must not be empty")
+    return task
+
+
+def queue_key(run: str) -> str:
+    """The Redis list that holds the waiting tasks of a run."""
+    return _key_prefix(run) + _queue(run)
+
+
+def _key_prefix(run: str) -> str:
+    return f"medvr:run:{run}:celery:"
+
+
+def _queue(run: str) -> str:
+    return f"rollout.{run}"
+
+
+def create_celery(run: str, redis_url: str, *, visibility_timeout_s: float = 600) -> Celery:
+    """A Celery app for one run's queue.
+
+    A task is acknowledged when it is over, so a worker that dies leaves it unacknowledged; after
+    `visibility_timeout_s`, which concerns workers only, it is delivered again.
+    """
+    app = Celery("medvr", broker=redis_url, set_as_current=False)
+    app.conf.update(
+        task_default_queue=_queue(run),
+        task_create_missing_queues=True,
+        task_ignore_result=True,
+        task_acks_late=True,
+        task_acks_on_failure_or_timeout=True,
+        task_reject_on_worker_lost=True,
+        task_serializer="json",
+        accept_content=["json"],
+        worker_prefetch_multiplier=1,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        worker_enable_remote_control=False,
+        worker_send_task_events=False,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        task_publish_retry_policy={
+            "max_retries": 30,
+            "interval_start": 0.1,
+            "interval_step": 0.5,
+            "interval_max": 5,
+        },
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_transport_options={
+            "global_keyprefix": _key_prefix(run),
+            "visibility_timeout": visibility_timeout_s,
+            "unacked_restore_interval": max(1.0, min(10.0, visibility_timeout_s / 4)),
+            "unacked_restore_throttle": 1,
+            "unacked_mutex_expire": 30,
+        },
+    )
+    return app

@@ -1,0 +1,182 @@
+"""The Celery worker: one task is one group; what becomes of a delivery is decided here.
+
+A delivery ends in exactly one way: its group is *appended* to the stream, found to be a
+*duplicate* there, no longer *unwanted* work, *buried* with its reason, *rejected* because nobody
+can tell what it was, or *requeued* because the worker is stopping. Acknowledged is what is over;
+a worker that dies leaves its deliveries unacknowledged, and they are delivered again after the
+visibility timeout. One that keeps taking its worker down is buried after `max_deliveries`.
+
+Tasks run in threads that only wait: the work is done in one asyncio loop, in a thread of its own,
+whose keep-alive connections all groups share. So a process is cheap however many groups it runs.
+"""
+
+import asyncio
+import logging
+import threading
+from concurrent.futures import CancelledError, Future
+from contextlib import AbstractContextManager
+from typing import Any
+
+import redis
+from celery import Celery, signals
+from celery.exceptions import Reject
+
+from services.rollout.attempt import RolloutFailed, Services, make_group_with_retries
+from services.rollout.metrics import RolloutMetrics
+from services.rollout.settings import RolloutSettings
+from services.rollout.task import TASK_NAME, RolloutTask, decode_task
+from shared.errors import PayloadError
+from shared.stream import RunStream
+from shared.trajectory import TrajectoryGroup, encode_group
+
+logger = logging.getLogger(__name__)
+
+
+class RolloutLoop(AbstractContextManager["RolloutLoop"]):
+    """An asyncio loop in a thread, with the clients that live in it; threads hand it groups."""
+
+    def __init__(self, settings: RolloutSettings, metrics: RolloutMetrics) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="rollout-loop")
+        self._services = Services.connect(settings)
+        self._running: set[Future[TrajectoryGroup | None]] = set()
+        self._lock = threading.Lock()
+        self._is_stopping = False
+
+    def __enter__(self) -> "RolloutLoop":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.interrupt()
+        asyncio.run_coroutine_threadsafe(self._services.aclose(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def make_group(self, task: RolloutTask, stream: RunStream) -> TrajectoryGroup | None:
+        """Wait for the group. Raises `RolloutFailed`, or `CancelledError` when interrupted."""
+        work = make_group_with_retries(
+            task,
+            self._services,
+            self._settings,
+            self._metrics,
+            lambda: stream.is_wanted(task.group_id),
+        )
+        with self._lock:
+            if self._is_stopping:
+                work.close()
+                raise CancelledError
+            future = asyncio.run_coroutine_threadsafe(work, self._loop)
+            self._running.add(future)
+        try:
+            with self._metrics.running.track_inprogress():
+                return future.result()
+        finally:
+            with self._lock:
+                self._running.discard(future)
+
+    def interrupt(self) -> None:
+        """Cancel what is running and take nothing more."""
+        with self._lock:
+            self._is_stopping = True
+            running = list(self._running)
+        for future in running:
+            future.cancel()
+
+
+class Deliveries:
+    """What is done with a delivered task; called from Celery's threads."""
+
+    def __init__(
+        self,
+        settings: RolloutSettings,
+        stream: RunStream,
+        loop: RolloutLoop,
+        metrics: RolloutMetrics,
+    ) -> None:
+        self._settings = settings
+        self._stream = stream
+        self._loop = loop
+        self._metrics = metrics
+        self._counts_key = f"medvr:run:{settings.run}:deliveries"
+
+    def handle(self, payload: object) -> None:
+        """Bring one delivery to its end; raises only `Reject` (to be delivered again)."""
+        try:
+            outcome = self._outcome(payload)
+        except (CancelledError, redis.RedisError) as error:
+            self._metrics.groups.labels("requeued").inc()
+            logger.info("a group goes back to the queue: %s", type(error).__name__)
+            raise Reject(type(error).__name__, requeue=True) from error
+        self._metrics.groups.labels(outcome).inc()
+
+    def _outcome(self, payload: object) -> str:
+        try:
+            task = decode_task(payload)
+            if task.run != self._settings.run:
+                raise PayloadError(f"run {task.run!r}, this worker serves {self._settings.run!r}")
+        except PayloadError as error:
+            logger.error("a task was rejected: %s", error)
+            return "rejected"
+        if not self._stream.is_wanted(task.group_id):
+            return self._over(task, "unwanted")
+        if self._count(task, 1) > self._settings.max_deliveries:
+            return self._bury(task, f"delivered {self._settings.max_deliveries} times in vain")
+        try:
+            group = self._loop.make_group(task, self._stream)
+        except CancelledError:
+            self._count(task, -1)
+            raise
+        except RolloutFailed as error:
+            return self._bury(task, str(error))
+        except Exception as error:  # a bug in one group must not stop the others
+            logger.exception("a rollout failed unexpectedly", extra={"group_id": task.group_id})
+            return self._bury(task, f"unexpected {type(error).__name__}: {error}")
+        if group is None:
+            return self._over(task, "unwanted")
+        self._metrics.count_group(group)
+        is_new = self._stream.append(task.group_id, encode_group(group))
+        return self._over(task, "appended" if is_new else "duplicate")
+
+    def _bury(self, task: RolloutTask, reason: str) -> str:
+        logger.error("buried: %s", reason, extra={"group_id": task.group_id})
+        self._stream.bury(task.group_id, reason)
+        return self._over(task, "buried")
+
+    def _over(self, task: RolloutTask, outcome: str) -> str:
+        self._stream.client.hdel(self._counts_key, task.group_id)
+        return outcome
+
+    def _count(self, task: RolloutTask, step: int) -> int:
+        """Deliveries of this group that have not ended, this one included."""
+        count: Any = self._stream.client.hincrby(self._counts_key, task.group_id, step)
+        return int(count)
+
+
+def work(app: Celery, settings: RolloutSettings, loop: RolloutLoop, deliveries: Deliveries) -> int:
+    """Take tasks until SIGTERM or SIGINT; running groups then go back to the queue at once."""
+
+    app.task(deliveries.handle, name=TASK_NAME)
+
+    def on_shutdown(**_: object) -> None:
+        loop.interrupt()
+
+    def keep_logs(**_: object) -> None:
+        """A receiver of this signal keeps Celery from setting up logs of its own."""
+
+    signals.worker_shutting_down.connect(on_shutdown, weak=False)
+    signals.setup_logging.connect(keep_logs, weak=False)
+    worker = app.Worker(
+        pool_cls="threads",
+        concurrency=settings.concurrency,
+        loglevel=settings.log_level,
+        without_gossip=True,
+        without_mingle=True,
+        without_heartbeat=True,
+        quiet=True,
+    )
+    worker.start()
+    return int(worker.exitcode or 0)
