@@ -1,0 +1,1 @@
+"""Job: render phantoms with known lesions, and the scenes that pre-train the tiny policy."""

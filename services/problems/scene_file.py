@@ -1,0 +1,104 @@
+"""Scenes and phantoms written to one parquet file, for `medvr trainer tiny-base` and then the bin.
+
+Two sorts of rows: `scene` (what is imitated) and `probe` (brain phantoms with their true box, on
+which the trained base is only measured). Pictures are PNG bytes, rendered by `show_region`.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from services.problems.phantoms import OPTIONS, QUESTION, render_phantom
+from services.problems.scenes import render_scene
+from shared.render import encode_png
+
+LETTERS = "ABCDEFGHIJ"
+FORMAT = 1
+
+_ROWS_PER_GROUP = 256
+_LOOK = pa.struct(
+    [("bbox_2d", pa.list_(pa.int16())), ("crop_png", pa.binary()), ("imitated", pa.bool_())]
+)
+_SCHEMA = pa.schema(
+    [
+        ("row_kind", pa.string()),
+        ("image_png", pa.binary()),
+        ("looks", pa.list_(_LOOK)),
+        ("answer", pa.string()),
+        ("true_box", pa.list_(pa.int16())),
+    ]
+)
+
+
+def _scene_row(index: int, *, seed: int, found_share: float) -> dict[str, object]:
+    scene = render_scene(seed, index, found_share)
+    looks = [
+        {"bbox_2d": k.bbox_2d, "crop_png": encode_png(k.crop), "imitated": k.imitated}
+        for k in scene.looks
+    ]
+    return {
+        "row_kind": "scene",
+        "image_png": encode_png(scene.view),
+        "looks": looks,
+        "answer": LETTERS[scene.kind],
+        "true_box": [],
+    }
+
+
+def _probe_row(index: int, *, seed: int) -> dict[str, object]:
+    phantom = render_phantom("brain", seed, index)
+    return {
+        "row_kind": "probe",
+        "image_png": encode_png(phantom.image),
+        "looks": [],
+        "answer": phantom.gold_answer,
+        "true_box": phantom.box.as_tuple(),
+    }
+
+
+def _rows(
+    pool: ProcessPoolExecutor, seed: int, num_scenes: int, num_probes: int, found_share: float
+) -> Iterator[dict[str, object]]:
+    """All rows in order, rendered in parallel; the order and bytes do not depend on the pool."""
+    scene = partial(_scene_row, seed=seed, found_share=found_share)
+    yield from pool.map(scene, range(num_scenes), chunksize=32)
+    yield from pool.map(partial(_probe_row, seed=seed), range(num_probes), chunksize=32)
+
+
+def write_scene_file(
+    out: Path,
+    *,
+    seed: int,
+    num_scenes: int,
+    num_probes: int,
+    found_share: float,
+    num_processes: int,
+) -> None:
+    """Render and write the file; the same arguments give the same rows."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    about = {
+        "format": str(FORMAT),
+        "question": QUESTION,
+        "options": "\n".join(OPTIONS),
+        "seed": str(seed),
+        "found_share": str(found_share),
+    }
+    schema = _SCHEMA.with_metadata(about)
+    held: list[dict[str, object]] = []
+    with (
+        ProcessPoolExecutor(num_processes) as pool,
+        pq.ParquetWriter(out, schema, compression="none") as writer,
+    ):
+        rows = _rows(pool, seed, num_scenes, num_probes, found_share)
+        for row in tqdm(rows, total=num_scenes + num_probes, desc="scenes", unit="scene"):
+            held.append(row)
+            if len(held) == _ROWS_PER_GROUP:
+                writer.write_table(pa.Table.from_pylist(held, schema=schema))
+                held.clear()
+        if held:
+            writer.write_table(pa.Table.from_pylist(held, schema=schema))

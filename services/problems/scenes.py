@@ -1,0 +1,202 @@
+"""Generic scenes: what the tiny base policy is pre-trained on before it ever sees a phantom.
+
+A scene is a picture with one patterned target. Pictures are noise, gradients, clutter, everyday photographs
+and brain slices; targets are squares, diamonds and rings, never the soft bright discs of the
+phantoms. Scenes teach the format, the reading of crops and a weak sense of place: only a part of
+the looks that are imitated go to the target, the others go anywhere.
+"""
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+
+import numpy as np
+from numpy.random import Generator
+from PIL import Image
+
+from services.problems.backgrounds import ORIGINAL_PX, brain
+from services.problems.lesions import (
+    KINDS,
+    FloatImage,
+    invisible_at_half_size,
+    pattern,
+    to_image,
+)
+from shared.geometry import Box, ImageSize, PixelLimits, place_box, view_to_original
+from shared.render import show_region
+
+VIEW_PX = 168
+"""Side of the view of a scene; half the original."""
+
+BOX_PX = 42
+"""Side of every box that scenes teach, in view pixels."""
+
+GRID_PX = 7
+"""Box corners are multiples of this, in view pixels."""
+
+_LIMITS = PixelLimits(min_pixels=VIEW_PX**2, max_pixels=VIEW_PX**2)
+_PHOTOGRAPHS = (
+    "astronaut.png",
+    "brick.png",
+    "camera.png",
+    "chelsea.png",
+    "coffee.png",
+    "coins.png",
+    "grass.png",
+    "gravel.png",
+    "hubble_deep_field.jpg",
+    "moon.png",
+    "rocket.jpg",
+)
+
+
+@dataclass(frozen=True)
+class Look:
+    """One zoom into a scene."""
+
+    bbox_2d: tuple[int, int, int, int]
+    """Where, in view pixels."""
+    crop: Image.Image
+    imitated: bool
+    """Whether the box itself is taught; otherwise only what is read in it."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture with a target, and looks into it."""
+
+    view: Image.Image
+    looks: tuple[Look, ...]
+    kind: int
+    """Index into `KINDS`."""
+
+
+@cache
+def _photograph(name: str) -> FloatImage:
+    with resources.as_file(resources.files("skimage") / "data" / name) as path:
+        picture = Image.open(path).convert("RGB")
+    side = min(picture.size)
+    picture = picture.crop((0, 0, side, side)).resize((420, 420), Image.Resampling.BICUBIC)
+    return np.asarray(picture, dtype=np.float64) / 255
+
+
+def _noise(rng: Generator) -> FloatImage:
+    """Noise of several scales."""
+    total = np.zeros((ORIGINAL_PX, ORIGINAL_PX))
+    for cells in (4, 10, 28):
+        coarse = rng.normal(size=(cells, cells)).astype(np.float32)
+        wide = Image.fromarray(coarse).resize((ORIGINAL_PX,) * 2, Image.Resampling.BICUBIC)
+        total += rng.uniform(0, 0.1) * np.asarray(wide)
+    total += rng.uniform(0, 0.03) * rng.normal(size=total.shape)
+    return np.repeat((total + rng.uniform(0.1, 0.5))[..., None], 3, axis=-1)
+
+
+def _gradient(rng: Generator) -> FloatImage:
+    """A slope of brightness in a random direction and tint."""
+    y, x = np.mgrid[0:ORIGINAL_PX, 0:ORIGINAL_PX] / ORIGINAL_PX
+    angle = rng.uniform(0, 2 * np.pi)
+    slope = 0.3 + 0.2 * ((x - 0.5) * np.cos(angle) + (y - 0.5) * np.sin(angle))
+    return slope[..., None] * rng.uniform(0.6, 1.0, 3)
+
+
+def _clutter(rng: Generator) -> FloatImage:
+    """Rectangles and ellipses of many greys."""
+    picture = np.full((ORIGINAL_PX, ORIGINAL_PX, 3), rng.uniform(0.05, 0.4))
+    y, x = np.mgrid[0:ORIGINAL_PX, 0:ORIGINAL_PX]
+    for _ in range(int(rng.integers(3, 9))):
+        cy, cx = rng.uniform(0, ORIGINAL_PX, 2)
+        ry, rx = rng.uniform(15, 110, 2)
+        dy, dx = np.abs(y - cy) / ry, np.abs(x - cx) / rx
+        inside = np.maximum(dy, dx) < 1 if rng.random() < 0.5 else dy**2 + dx**2 < 1
+        picture[inside] = rng.uniform(0.05, 0.55) * rng.uniform(0.7, 1.0, 3)
+    return picture + rng.normal(0, 0.01, picture.shape)
+
+
+def _everyday(rng: Generator) -> FloatImage:
+    """A part of an everyday photograph, dimmed."""
+    picture = _photograph(_PHOTOGRAPHS[int(rng.integers(len(_PHOTOGRAPHS)))])
+    top, left = rng.integers(0, 420 - ORIGINAL_PX, 2)
+    part = picture[top : top + ORIGINAL_PX, left : left + ORIGINAL_PX]
+    return rng.uniform(0.4, 0.7) * (part[:, ::-1] if rng.random() < 0.5 else part)
+
+
+def _brain_slice(rng: Generator) -> FloatImage:
+    return brain(rng).image_HW3
+
+
+_PICTURES: tuple[tuple[float, Callable[[Generator], FloatImage]], ...] = (
+    (0.2, _noise),
+    (0.1, _gradient),
+    (0.2, _clutter),
+    (0.2, _everyday),
+    (0.3, _brain_slice),
+)
+"""Share and maker of each sort of picture."""
+
+
+def _target_shape(rng: Generator, size_px: int) -> FloatImage:
+    """Weight of a square, a diamond or a ring on a square of `size_px`, 0 to 1."""
+    y, x = np.abs(np.mgrid[0:size_px, 0:size_px] - size_px // 2)
+    radius = float(rng.integers(11, 18))
+    match int(rng.integers(3)):
+        case 0:
+            return (np.maximum(x, y) < 0.9 * radius).astype(np.float64)
+        case 1:
+            return (x + y < 1.25 * radius).astype(np.float64)
+        case _:
+            distance = np.hypot(x, y)
+            return ((distance < 1.1 * radius) & (distance > 0.35 * radius)).astype(np.float64)
+
+
+def _with_target(picture: FloatImage, rng: Generator, kind: int) -> tuple[FloatImage, int, int]:
+    """The picture with a patterned target, and the target's centre (x, y)."""
+    size = 64
+    top, left = (int(v) // 2 * 2 for v in rng.integers(0, ORIGINAL_PX - size, 2))
+    weight = _target_shape(rng, size)
+    phase = (float(rng.uniform(0, 2 * np.pi)), float(rng.uniform(0, 2 * np.pi)))
+    layer = invisible_at_half_size(weight * pattern(kind, size, phase))
+    drawn = picture.copy()
+    region = drawn[top : top + size, left : left + size]
+    colour = rng.uniform(0.7, 0.9) * rng.uniform(0.75, 1.0, 3)
+    region *= 1 - weight[..., None]
+    region += weight[..., None] * colour + rng.uniform(0.15, 0.28) * layer[..., None]
+    return drawn, left + size // 2, top + size // 2
+
+
+def _box_around(x: float, y: float) -> tuple[int, int, int, int]:
+    """The box of the taught size nearest to a centre in view pixels, on the grid."""
+    last = VIEW_PX - BOX_PX
+    left, top = (
+        int(np.clip(round((c - BOX_PX / 2) / GRID_PX) * GRID_PX, 0, last)) for c in (x, y)
+    )
+    return (left, top, left + BOX_PX, top + BOX_PX)
+
+
+def _look(picture: Image.Image, centre: tuple[float, float], *, imitated: bool) -> Look:
+    bbox_2d = _box_around(*centre)
+    original, view = ImageSize(*picture.size), ImageSize(VIEW_PX, VIEW_PX)
+    box = place_box(view_to_original(bbox_2d, view, original), original)
+    return Look(bbox_2d, show_region(picture, box, _LIMITS), imitated)
+
+
+def render_scene(seed: int, index: int, found_share: float, num_readings: int = 2) -> Scene:
+    """Scene number `index`; `found_share` of the imitated looks go near the target."""
+    rng = np.random.default_rng([zlib.crc32(b"scene"), seed, index])
+    shares = [share for share, _ in _PICTURES]
+    _, make = _PICTURES[int(rng.choice(len(_PICTURES), p=shares))]
+    kind = int(rng.integers(len(KINDS)))
+    drawn, x, y = _with_target(make(rng), rng, kind)
+    picture = to_image(drawn)
+    target = np.array([x, y]) * VIEW_PX / ORIGINAL_PX
+    if rng.random() < found_share:
+        centre = target + rng.normal(0, 8, 2)
+    else:
+        centre = rng.uniform(BOX_PX / 2, VIEW_PX - BOX_PX / 2, 2)
+    looks = [_look(picture, tuple(centre), imitated=True)]
+    for _ in range(num_readings):
+        near = target + rng.uniform(-16, 16, 2)
+        looks.append(_look(picture, tuple(near), imitated=False))
+    view = show_region(picture, Box.whole(ImageSize(*picture.size)), _LIMITS)
+    return Scene(view, tuple(looks), kind)

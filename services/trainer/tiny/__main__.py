@@ -1,0 +1,88 @@
+"""`medvr tiny-base --scenes FILE --out FOLDER`: pre-train the tiny base policy on rendered scenes."""
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+_DEFAULT_STEPS = 450
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="medvr tiny-base",
+        description="Supervised pre-training of the tiny base policy on generic scenes.",
+    )
+    parser.add_argument("--scenes", type=Path, required=True, help="from `medvr problems scenes`")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
+    parser.add_argument("--steps", type=int, default=_DEFAULT_STEPS, help="optimizer steps")
+    parser.add_argument("--seed", type=int, default=0, help="of initialisation and order")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    return parser.parse_args(argv)
+
+
+def _revision() -> str:
+    """The git revision of the working tree, or `unknown`."""
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Read the scenes, train, measure on the probes, write the checkpoint."""
+    args = parse(argv)
+    revision, started = _revision(), time.monotonic()
+    import torch
+
+    from services.trainer.torchvision_ops import declare_missing_operators
+
+    declare_missing_operators()
+    from services.trainer.tiny.architecture import build_config, build_model
+    from services.trainer.tiny.checkpoint import save_checkpoint
+    from services.trainer.tiny.measure import measure
+    from services.trainer.tiny.pretrain import PretrainSettings, pretrain
+    from services.trainer.tiny.scenes import read_scene_file
+    from services.trainer.tiny.tokenizer import build_tokenizer
+    from services.trainer.tiny.wording import corpus
+
+    torch.set_num_threads(args.threads)
+    scenes = read_scene_file(args.scenes)
+    tokenizer = build_tokenizer(corpus(scenes.question, scenes.options))
+    model = build_model(build_config(tokenizer), args.seed)
+    settings = PretrainSettings(num_steps=args.steps, seed=args.seed)
+    steps = pretrain(model, tokenizer, scenes, settings)
+    probed = measure(
+        model.eval(),
+        tokenizer,
+        scenes.question,
+        scenes.options,
+        scenes.probes,
+        samples_per_probe=4,
+        seed=args.seed,
+    )
+    last = steps[-20:]
+    metrics = {
+        "loss_nats": round(sum(m.loss_nats for m in last) / len(last), 4),
+        "scene_reading_accuracy": round(sum(m.reading_accuracy for m in last) / len(last), 4),
+        **{f"brain_{k}": round(v, 4) for k, v in asdict(probed).items()},
+    }
+    made_by = {
+        "command": f"medvr tiny-base --steps {args.steps} --seed {args.seed}",
+        "scenes": scenes.about,
+        "seed": args.seed,
+        "revision": revision,
+        "seconds": round(time.monotonic() - started),
+        "settings": asdict(settings),
+        "metrics": metrics,
+    }
+    save_checkpoint(model, tokenizer, made_by, args.out)
+    sys.stdout.write(f"{metrics}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Reads the file that `medvr problems scenes` wrote: the other half of its format.
+
+Rows are kept as PNG bytes and decoded when a batch is made, so memory stays near the file's size.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+FORMAT = "1"
+
+
+class SceneFileError(ValueError):
+    """A file that `medvr problems scenes` did not write, or not in this format."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """One zoom into a scene."""
+
+    bbox_2d: tuple[int, int, int, int]
+    """In view pixels."""
+    crop_png: bytes
+    imitated: bool
+    """Whether the coordinates are trained."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A view and looks into it."""
+
+    view_png: bytes
+    looks: tuple[Look, ...]
+    answer: str
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A phantom the base is measured on, never trained on."""
+
+    image_png: bytes
+    """The original."""
+    answer: str
+    true_box: tuple[int, int, int, int]
+    """In original pixels."""
+
+
+@dataclass(frozen=True)
+class SceneFile:
+    """All of it, with what is asked."""
+
+    question: str
+    options: tuple[str, ...]
+    scenes: tuple[Scene, ...]
+    probes: tuple[Probe, ...]
+    about: dict[str, str]
+    """Settings the file was rendered with."""
+
+
+def read_scene_file(path: Path) -> SceneFile:
+    """Read the whole file. Raises `SceneFileError`."""
+    table = pq.ParquetFile(path)
+    about = {k.decode(): v.decode() for k, v in (table.schema_arrow.metadata or {}).items()}
+    if about.get("format") != FORMAT:
+        raise SceneFileError(f"{path} is not a scene file of format {FORMAT}")
+    scenes: list[Scene] = []
+    probes: list[Probe] = []
+    for batch in table.iter_batches(batch_size=256):
+        for row in batch.to_pylist():
+            if row["row_kind"] == "probe":
+                x1, y1, x2, y2 = row["true_box"]
+                probes.append(Probe(row["image_png"], row["answer"], (x1, y1, x2, y2)))
+                continue
+            looks = tuple(
+                Look(tuple(look["bbox_2d"]), look["crop_png"], look["imitated"])
+                for look in row["looks"]
+            )
+            scenes.append(Scene(row["image_png"], looks, row["answer"]))
+    return SceneFile(
+        question=about["question"],
+        options=tuple(about["options"].split("\n")),
+        scenes=tuple(scenes),
+        probes=tuple(probes),
+        about=about,
+    )
