@@ -13,7 +13,6 @@ from fastapi import FastAPI
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CollectorRegistry
-from shared.clients.policy import PolicyClient
 
 from services.clinic.casework import Neighbours
 from services.clinic.desk import CaseDesk
@@ -25,6 +24,7 @@ from services.clinic.transport import FORM_ALLOWANCE_BYTES, BodyLimit, SecurityH
 from shared.api.clinic import RESEARCH_NOTICE
 from shared.blobs import BlobStore
 from shared.clients.cca import CcaClient
+from shared.clients.policy import PolicyClient
 from shared.clients.zoom import ZoomClient
 from shared.service.app import ReadyCheck, create_service_app
 

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from typing import Literal
 
 import msgspec
-from shared.clients.policy import PolicyClient
 
 from services.clinic.reasoning import (
     attempt_of,
@@ -38,6 +37,7 @@ from shared.api.policy import PolicyDescription
 from shared.api.zoom import WireImageSize
 from shared.blobs import BlobStore
 from shared.clients.cca import CcaClient
+from shared.clients.policy import PolicyClient
 from shared.clients.zoom import ZoomClient
 from shared.errors import CcaError
 from shared.geometry import ImageSize

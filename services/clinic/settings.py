@@ -15,13 +15,13 @@ class ClinicSettings(ServiceSettings):
 
     host: str = "127.0.0.1"
     """Address to listen on. There is no login: put it behind a gateway that has one."""
-    port: int = Field(default=8104, ge=1, le=65535)
+    port: int = Field(default=8080, ge=1, le=65535)
     """Port to listen on."""
     policy_url: str = "http://127.0.0.1:8100"
     """Base URL of the policy server."""
     zoom_url: str = "http://127.0.0.1:8120"
     """Base URL of the zoom service."""
-    cca_url: str = "http://127.0.0.1:8102"
+    cca_url: str = "http://127.0.0.1:8130"
     """Base URL of the CCA scorer."""
     blob_url: str = ".medvr/blobs"
     """Root of the blob store that zoom writes to: a folder or an fsspec URL."""

@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 from sqlalchemy import Engine, create_engine, event, select, update
 from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -75,14 +76,19 @@ def _open_engine(path: Path) -> Engine:
     # hide_parameters: an error message must not carry a question into the log.
     engine = create_engine(f"sqlite:///{path}", hide_parameters=True)
     event.listen(engine, "connect", _set_pragmas)
-    with engine.begin() as connection:
-        version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
-        if version not in (0, DATABASE_VERSION):
-            raise CaseStoreError(
-                f"{path} is a database of version {version}; this clinic reads {DATABASE_VERSION}"
-            )
-        _Base.metadata.create_all(connection)
-        connection.exec_driver_sql(f"PRAGMA user_version={DATABASE_VERSION}")
+    try:
+        with engine.begin() as connection:
+            version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
+            if version not in (0, DATABASE_VERSION):
+                raise CaseStoreError(
+                    f"{path} is a database of version {version}; "
+                    f"this clinic reads {DATABASE_VERSION}"
+                )
+            _Base.metadata.create_all(connection)
+            connection.exec_driver_sql(f"PRAGMA user_version={DATABASE_VERSION}")
+    except BaseException:
+        engine.dispose()
+        raise
     return engine
 
 
@@ -95,6 +101,8 @@ class CaseStore:
             self._engine = _open_engine(path)
         except OSError as error:
             raise CaseStoreError(f"{path} cannot be opened: {error.strerror}") from error
+        except DatabaseError as error:
+            raise CaseStoreError(f"{path} is no SQLite database: {error.orig}") from error
 
     def close(self) -> None:
         """Close all connections."""

@@ -9,7 +9,6 @@ import io
 import re
 import threading
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
 from PIL import Image
@@ -67,11 +66,12 @@ class ScriptedPolicy:
     """Cleared: requests wait."""
     entered: threading.Event = field(default_factory=threading.Event)
     """Set by a request that arrived."""
+    num_entered: int = 0
 
     def rehearse(self, *plans: list[Say]) -> None:
         """The next cases' trajectories follow these plans, in turn."""
         self.plans, self.requests, self.fail_with = list(plans), [], None
-        self._begun = 0
+        self._begun = self.num_entered = 0
         self.release.set()
         self.entered.clear()
 
@@ -149,6 +149,7 @@ def scripted_app(policy: ScriptedPolicy) -> FastAPI:
 
     @app.post("/medvr/v1/generate")
     def generate(request: GenerateRequest, _: Request) -> Response:
+        policy.num_entered += 1
         policy.entered.set()
         if not policy.release.wait(timeout=60):
             return problem_response(504, "Held too long", "the test never released it")
@@ -157,8 +158,3 @@ def scripted_app(policy: ScriptedPolicy) -> FastAPI:
         return Response(policy.generate(request).model_dump_json(), media_type="application/json")
 
     return app
-
-
-def blob_store(folder: Path) -> BlobStore:
-    """The store that zoom, policy and clinic share."""
-    return BlobStore(str(folder))
