@@ -19,22 +19,15 @@ from prometheus_client import CollectorRegistry, Counter
 from services.zoom.crop import check_request, render
 from services.zoom.formats import CanonicalOriginal, DecodeLimits, detect_format, unreadable
 from services.zoom.originals import OriginalCache, open_png
-from services.zoom.sandbox import decode_isolated
+from services.zoom.sandbox import Sandbox
 from services.zoom.settings import ZoomSettings
-from services.zoom.wire import (
-    bad_box_response,
-    blob_headers,
-    inlined_schema,
-    is_unmodified,
-    model_response,
-    parse_body,
-    read_body,
-)
+from services.zoom.wire import bad_box_response, blob_headers, is_unmodified
 from shared.api.zoom import CropRequest, CropResponse, ImageFacts, IngestResponse
 from shared.blobs import BlobStore
 from shared.errors import ApiProblem, BlobError
 from shared.geometry import BadBox
 from shared.service.app import create_service_app
+from shared.service.bodies import json_body, model_response, parse_body, read_body
 
 T = TypeVar("T")
 
@@ -50,6 +43,13 @@ class Zoom:
         self._blobs = BlobStore(settings.blob_url)
         self._threads = ThreadPoolExecutor(settings.workers, thread_name_prefix="zoom")
         self._decoding = ThreadPoolExecutor(settings.max_decoders, thread_name_prefix="decode")
+        self._sandbox = Sandbox(
+            DecodeLimits(
+                max_pixels=settings.max_pixels,
+                memory_bytes=settings.decode_memory_bytes,
+                timeout_s=settings.decode_timeout_s,
+            )
+        )
         self._originals = OriginalCache(
             self._blobs,
             self._threads,
@@ -67,9 +67,10 @@ class Zoom:
         self._bad_boxes = crops.labels("bad_box")
 
     def close(self) -> None:
-        """Let the threads finish."""
+        """Let the threads finish, end the decoders."""
         self._threads.shutdown()
         self._decoding.shutdown()
+        self._sandbox.close()
 
     async def check_blobs(self) -> None:
         """Raises if the blob store does not answer."""
@@ -92,12 +93,7 @@ class Zoom:
         )
 
     def _decode_and_put(self, data: bytes) -> tuple[str, CanonicalOriginal]:
-        limits = DecodeLimits(
-            max_pixels=self._settings.max_pixels,
-            memory_bytes=self._settings.decode_memory_bytes,
-            timeout_s=self._settings.decode_timeout_s,
-        )
-        original = decode_isolated(data, detect_format(data), limits)
+        original = self._sandbox.decode(data, detect_format(data))
         return self._blobs.put(original.png), original
 
     async def crop(self, body: bytes) -> Response:
@@ -211,7 +207,6 @@ def add_routes(app: FastAPI, zoom: Zoom, max_upload_bytes: int) -> None:
         return await zoom.blob_response(crop, request)
 
     file_body = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
-    crop_body = {"application/json": {"schema": inlined_schema(CropRequest)}}
     app.post(
         "/v1/images",
         summary="Take in an image file",
@@ -221,7 +216,7 @@ def add_routes(app: FastAPI, zoom: Zoom, max_upload_bytes: int) -> None:
         "/v1/crops",
         summary="Render a region as the model is shown it",
         responses={200: {"model": CropResponse}},
-        openapi_extra={"requestBody": {"required": True, "content": crop_body}},
+        openapi_extra=json_body(CropRequest),
     )(crop)
     app.get("/v1/images/{image}", summary="An original as PNG", response_class=Response)(image)
     app.get("/v1/images/{image}/facts", summary="Size and colours of an original")(facts)

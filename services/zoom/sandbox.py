@@ -1,128 +1,97 @@
-"""The decoder child: one process per file, with limited memory, processor time and wall time.
+"""The serving process's side of decoding: hosts that decode, kept for the next file.
 
-Children are forked from a fork server that has the decoding libraries loaded, so one costs some
-milliseconds. A child reads the file from a pipe, answers on it and exits; `decode_isolated` kills
-it when its time is up and frees it in every case. The fork server ends with this process.
+A host (`decoder`) is started when a file comes and none is idle. `decode` blocks the calling
+thread, so as many hosts run as threads decode. A host that fails or takes too long is killed with
+its child and not used again; idle ones end with `close`, or with this object.
 """
 
-import logging
-import math
-import multiprocessing
+import contextlib
 import os
-import resource
-import warnings
+import signal
+import subprocess
+import sys
+import threading
+import weakref
 from http import HTTPStatus
-from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerProcess
-from pathlib import Path
+from typing import IO, cast
 
 import msgspec
 
-from services.zoom.formats import (
-    CanonicalOriginal,
-    DecodeLimits,
-    SourceFormat,
-    unreadable,
-)
+from services.zoom.formats import CanonicalOriginal, DecodeLimits, SourceFormat, unreadable
+from services.zoom.frames import Answer, DecodeRequest, Refusal, read_frame, write_frame
 from shared.errors import ApiProblem
 
-_EXIT_TIMEOUT_S = 1.0
+_HOST_COMMAND = (sys.executable, "-m", "services.zoom.decoder")
+_START_TIMEOUT_S = 30.0
+"""Given to a file on top of its own limit: its host may have to load the libraries first."""
 
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["services.zoom.decode", "pylibjpeg"])
-
-
-class _Refusal(msgspec.Struct, frozen=True, tag="refusal"):
-    """An `ApiProblem` on its way out of the child."""
-
-    status: int
-    title: str
-    detail: str
+_replies = msgspec.msgpack.Decoder(Answer | Refusal)
 
 
-class _Answer(msgspec.Struct, frozen=True, tag="answer"):
-    """What the child made of the file."""
+class Sandbox:
+    """Decodes untrusted files, each in a process of its own; thread-safe."""
 
-    original: CanonicalOriginal
+    def __init__(self, limits: DecodeLimits) -> None:
+        self._limits = limits
+        self._lock = threading.Lock()
+        self._idle: list[subprocess.Popen[bytes]] = []
+        self._finalizer = weakref.finalize(self, _end_all, self._idle)
 
+    def close(self) -> None:
+        """End the idle hosts; call it when nothing decodes any more."""
+        self._finalizer()
 
-_decoder = msgspec.msgpack.Decoder(_Answer | _Refusal)
-
-
-def decode_isolated(
-    data: bytes, source_format: SourceFormat, limits: DecodeLimits
-) -> CanonicalOriginal:
-    """Decode in a child; blocks the calling thread. Raises `ApiProblem`, whatever happens there."""
-    ours, theirs = _context.Pipe()
-    child = _context.Process(target=_decode_in_child, args=(theirs, source_format, limits))
-    with ours:
-        child.start()
-        theirs.close()
+    def decode(self, data: bytes, source_format: SourceFormat) -> CanonicalOriginal:
+        """Decode a file. Raises `ApiProblem`, whatever happens to the decoder."""
+        with self._lock:
+            host = self._idle.pop() if self._idle else None
+        host = host or _start()
         try:
-            answer = _ask(ours, data, limits.timeout_s)
-        finally:
-            _end(child)
-    if isinstance(answer, _Refusal):
-        raise ApiProblem(HTTPStatus(answer.status), answer.title, answer.detail)
-    return answer.original
+            reply = self._ask(host, DecodeRequest(source_format, self._limits), data)
+        except (EOFError, OSError, msgspec.MsgspecError) as error:
+            _end(host)
+            is_late = isinstance(error, TimeoutError)
+            raise unreadable(
+                f"decoding took longer than {self._limits.timeout_s:g} s"
+                if is_late
+                else "the decoder gave up on this file"
+            ) from error
+        with self._lock:
+            self._idle.append(host)
+        if isinstance(reply, Refusal):
+            raise ApiProblem(HTTPStatus(reply.status), reply.title, reply.detail)
+        return reply.original
+
+    def _ask(
+        self, host: "subprocess.Popen[bytes]", request: DecodeRequest, data: bytes
+    ) -> Answer | Refusal:
+        into, out_of = cast(IO[bytes], host.stdin).fileno(), cast(IO[bytes], host.stdout).fileno()
+        write_frame(into, msgspec.msgpack.encode(request))
+        write_frame(into, data)
+        return _replies.decode(read_frame(out_of, self._limits.timeout_s + _START_TIMEOUT_S))
 
 
-def _ask(connection: Connection, data: bytes, timeout_s: float) -> _Answer | _Refusal:
-    try:
-        connection.send_bytes(data)
-        if not connection.poll(timeout_s):
-            raise unreadable(f"decoding took longer than {timeout_s:g} s")
-        return _decoder.decode(connection.recv_bytes())
-    except (EOFError, OSError) as error:
-        raise unreadable("the decoder gave up on this file") from error
+def _start() -> "subprocess.Popen[bytes]":
+    """A session of its own: a Ctrl-C is ours to handle, and killing it kills its child."""
+    return subprocess.Popen(
+        _HOST_COMMAND,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        bufsize=0,
+        start_new_session=True,
+    )
 
 
-def _end(child: ForkServerProcess) -> None:
-    """Free the process, whether or not it is done."""
-    child.join(_EXIT_TIMEOUT_S)
-    if child.is_alive():
-        child.kill()
-        child.join()
-    child.close()
+def _end(host: "subprocess.Popen[bytes]") -> None:
+    """Kill a host and its child, and free what they held."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(host.pid, signal.SIGKILL)
+    host.wait()
+    for pipe in (host.stdin, host.stdout):
+        if pipe is not None:
+            pipe.close()
 
 
-def _decode_in_child(
-    connection: Connection, source_format: SourceFormat, limits: DecodeLimits
-) -> None:
-    from services.zoom.decode import decode_original
-
-    _quieten()
-    _limit(limits)
-    with connection:
-        answer: _Answer | _Refusal
-        try:
-            data = connection.recv_bytes()
-            answer = _Answer(decode_original(data, source_format, limits.max_pixels))
-        except ApiProblem as problem:
-            answer = _Refusal(int(problem.status), problem.title, problem.detail)
-        connection.send_bytes(msgspec.msgpack.encode(answer))
-
-
-def _quieten() -> None:
-    """Decoding libraries warn with what the file says, and a file may name a patient."""
-    warnings.simplefilter("ignore")
-    logging.disable(logging.CRITICAL)
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-
-
-def _limit(limits: DecodeLimits) -> None:
-    """Memory beyond what is mapped already, processor time, no core dumps, no files written."""
-    num_pages = int(Path("/proc/self/statm").read_text().split()[0])
-    mapped_bytes = num_pages * resource.getpagesize()
-    seconds = math.ceil(limits.timeout_s)
-    wanted = {
-        resource.RLIMIT_AS: mapped_bytes + limits.memory_bytes,
-        resource.RLIMIT_CPU: seconds,
-        resource.RLIMIT_CORE: 0,
-        resource.RLIMIT_FSIZE: 0,
-    }
-    for kind, most in wanted.items():
-        _, hard = resource.getrlimit(kind)
-        allowed = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(kind, (allowed, allowed))
+def _end_all(hosts: "list[subprocess.Popen[bytes]]") -> None:
+    while hosts:
+        _end(hosts.pop())

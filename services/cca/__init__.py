@@ -1,0 +1,1 @@
+"""CCA: the only place where a reward is computed, and consensus at inference (METHOD.md)."""

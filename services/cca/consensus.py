@@ -1,0 +1,90 @@
+"""Consensus credit assignment: where the agreeing trajectories looked, and R_tool for it.
+
+C(u,v) = Σ_{T_i ∈ T⁺} M_i(u,v) and M̂(u,v) = 1[C(u,v) > |T⁺|/2] (METHOD.md, CCA), on the compressed
+grid of all boxes. Trajectories without a zoom count in |T⁺|, correlated branches each count.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from services.cca.regions import Grid, Ints, Region, area_px, rectangles, union
+from shared.api.cca import RewardSettings, ToolRewardArm
+from shared.geometry import Box
+
+CONSENSUS_REWARD = 1.0
+"""R_tool for a correct trajectory that looked where the others did (paper)."""
+
+OTHER_REWARD = 0.5
+"""R_tool for a correct trajectory that looked elsewhere; also that of the other arms (paper)."""
+
+
+class TooManyCells(ValueError):
+    """The boxes span a larger grid than is allowed."""
+
+
+@dataclass(frozen=True)
+class Consensus:
+    """The coverage of one set T⁺ and what follows from it."""
+
+    num_agreeing: int
+    """|T⁺|."""
+    grid: Grid
+    counts: Ints
+    """C on the grid, YX."""
+    region: Region
+    """M̂."""
+    ious: list[float]
+    """IoU(M_j, M̂) of every trajectory, agreeing or not; 0 when either is empty."""
+
+
+def find_consensus(
+    boxes: Sequence[Sequence[Box]], agreeing: Collection[int], max_grid_cells: int
+) -> Consensus:
+    """C, M̂ and IoU for trajectories given by their boxes; `agreeing` are the indices in T⁺.
+
+    Raises `TooManyCells`.
+    """
+    regions = [union(own) for own in boxes]
+    grid = Grid.of(box for region in regions for box in region)
+    if grid.num_cells > max_grid_cells:
+        raise TooManyCells(
+            f"the boxes span a grid of {grid.num_cells} cells, at most {max_grid_cells} are scored"
+        )
+    counts = grid.counts([box for index in agreeing for box in regions[index]])
+    mask = 2 * counts > len(agreeing)
+    region = rectangles(grid, mask)
+    consensus_area_px = area_px(region)
+    inside_px = [grid.area_inside_px(mask, own) for own in regions]
+    ious = [
+        _iou(shared_px, area_px(own), consensus_area_px)
+        for shared_px, own in zip(inside_px, regions, strict=True)
+    ]
+    return Consensus(len(agreeing), grid, counts, region, ious)
+
+
+def _iou(shared_px: int, first_px: int, second_px: int) -> float:
+    """Intersection over union from areas; 0 when either region is empty."""
+    if first_px == 0 or second_px == 0:
+        return 0.0
+    return shared_px / (first_px + second_px - shared_px)
+
+
+def tool_reward(*, is_correct: bool, has_zoomed: bool, iou: float, knobs: RewardSettings) -> float:
+    """1[R_acc > 0]·R_tool of one trajectory (METHOD.md, CCA and Arms).
+
+    CCA: 1.0 if IoU(M_j, M̂) > η, else 0.5, for T_j ∈ T⁺; `no_zoom_tool_reward` for a correct
+    trajectory that never zoomed (the paper's words give 0.5, ours is 0.0).
+    """
+    match knobs.arm:
+        case ToolRewardArm.NONE:
+            return 0.0
+        case ToolRewardArm.UNCONDITIONAL:
+            return OTHER_REWARD if has_zoomed else 0.0
+        case ToolRewardArm.GATED:
+            return OTHER_REWARD if is_correct and has_zoomed else 0.0
+        case ToolRewardArm.CCA:
+            if not is_correct:
+                return 0.0
+            if not has_zoomed:
+                return knobs.no_zoom_tool_reward
+            return CONSENSUS_REWARD if iou > knobs.iou_threshold else OTHER_REWARD
