@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from services.evaluation.records import EvaluationRecord
-from shared.agent.episode import EpisodeSettings, open_problem, run_episode
+from shared.agent.environment import open_problem
+from shared.agent.episode import EpisodeSettings, run_episode
 from shared.api.cca import ScoredAttempt, ScoreRequest
 from shared.api.policy import PolicyDescription
 from shared.api.zoom import WireBox, WireImageSize

@@ -12,6 +12,7 @@ import msgspec
 
 from services.local.demo_settings import Arm, DemoPlan
 from services.local.state import StackError
+from shared.weights import ChannelPointer
 
 Interval = tuple[float, float, float]
 """Mean, low, high: 95 % bootstrap over problems."""
@@ -37,21 +38,28 @@ class EvaluationSummary(msgspec.Struct, frozen=True, kw_only=True):
     num_failed: int
 
 
-class TrainingSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """One arm's training."""
+class TrainingOutcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What one arm's training came to; written when it ends."""
 
+    run: str
     steps: int
     seconds: float
-    final_version: int
-    final_hit_rate: float | None
-    """On the in-domain test set, after training."""
-    final_accuracy: float
-    """On the in-domain test set, after training."""
+    final_version: ChannelPointer
     steps_until_hit_rate_60: int | None
     """First step whose hit rate on training problems, mean of five steps, reached 60 %; None:
     never. Computed beside the training from the true lesions, which it never saw."""
+    cursor: int
+    """Groups the feeder handed out."""
     fates: dict[str, int]
-    """Groups by fate; they add up to the feeder's cursor."""
+    """Groups by fate; they add up to the cursor."""
+
+
+class TrainingSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """One arm's training, and how good it was on the in-domain test set afterwards."""
+
+    outcome: TrainingOutcome
+    final_hit_rate: float | None
+    final_accuracy: float
 
 
 class DemoReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,8 +107,10 @@ def _git(folder: Path, *arguments: str) -> str:
 def make_report(
     plan: DemoPlan,
     evaluations: Mapping[tuple[Arm, str, str], EvaluationSummary],
-    training: Mapping[Arm, TrainingSummary],
+    outcomes: Mapping[Arm, TrainingOutcome],
+    *,
     stage_seconds: Mapping[str, float],
+    set_seeds: Mapping[str, int],
 ) -> DemoReport:
     """The report; `evaluations` is keyed by (arm, problem set, moment)."""
     arms: dict[str, dict[str, dict[str, Measured]]] = {}
@@ -108,20 +118,26 @@ def make_report(
         arms.setdefault(arm.value, {}).setdefault(test_set, {})[moment] = summary.metrics
     return DemoReport(
         arms=arms,
-        training={arm.value: summary for arm, summary in training.items()},
+        training={
+            arm.value: _training_summary(outcome, arms[arm.value][plan.test_sets[0]][AFTER])
+            for arm, outcome in outcomes.items()
+        },
         steps=plan.trainer.max_steps,
         seconds=sum(stage_seconds.values()),
         stage_seconds=dict(stage_seconds),
-        seeds={
-            "training": plan.seed,
-            "evaluation": plan.evaluation_seed,
-            f"{plan.train_modality}-train": plan.train_seed,
-            **{t.folder: t.seed for t in plan.test_sets},
-        },
-        num_problems={t.name: t.num_problems for t in plan.test_sets},
+        seeds={"training": plan.seed, "evaluation": plan.evaluation_seed, **set_seeds},
+        num_problems=dict.fromkeys(plan.test_sets, plan.num_test_problems),
         revision=revision(),
         medvr_version=version("medvr"),
         plan=plan,
+    )
+
+
+def _training_summary(outcome: TrainingOutcome, after: Measured) -> TrainingSummary:
+    return TrainingSummary(
+        outcome=outcome,
+        final_hit_rate=None if after.hit_rate is None else after.hit_rate[0],
+        final_accuracy=after.accuracy[0],
     )
 
 
@@ -135,16 +151,17 @@ def _cell(interval: Interval | None, *, per_cent: bool) -> str:
 
 def table_rows(report: DemoReport) -> list[tuple[str, ...]]:
     """The before/after table as cells; the first row is the heading."""
-    rows = [
+    rows: list[tuple[str, ...]] = [
         ("arm", "set", "moment", "accuracy", "zoom hit rate", "IoU", "box area", "zooms"),
     ]
     for arm, sets in report.arms.items():
         for test_set, moments in sets.items():
             for moment, m in moments.items():
-                shares = [_cell(v, per_cent=True) for v in (m.accuracy, m.hit_rate)]
                 rows.append(
                     (
-                        *(arm, test_set, moment, *shares),
+                        *(arm, test_set, moment),
+                        _cell(m.accuracy, per_cent=True),
+                        _cell(m.hit_rate, per_cent=True),
                         _cell(m.iou, per_cent=False),
                         _cell(m.box_area, per_cent=True),
                         _cell(m.mean_zooms, per_cent=False),
@@ -155,16 +172,18 @@ def table_rows(report: DemoReport) -> list[tuple[str, ...]]:
 
 def comparison_rows(report: DemoReport) -> list[tuple[str, ...]]:
     """Three numbers for each arm; the first row is the heading."""
-    rows = [("arm", "final hit rate", "final accuracy", "steps until hit rate 60 %")]
+    rows: list[tuple[str, ...]] = [
+        ("arm", "final hit rate", "final accuracy", "steps until hit rate 60 %")
+    ]
     for arm, training in report.training.items():
         hits = training.final_hit_rate
-        until = training.steps_until_hit_rate_60
+        until = training.outcome.steps_until_hit_rate_60
         rows.append(
             (
                 arm,
                 "—" if hits is None else f"{100 * hits:.1f} %",
                 f"{100 * training.final_accuracy:.1f} %",
-                f"not within {training.steps}" if until is None else str(until),
+                f"not within {training.outcome.steps}" if until is None else str(until),
             )
         )
     return rows

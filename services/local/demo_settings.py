@@ -19,22 +19,6 @@ class Arm(StrEnum):
 
 
 @dataclass(frozen=True)
-class TestSet:
-    """A held-out problem set."""
-
-    name: str
-    """In the report: `brain`, `retina`, `ct`."""
-    modality: str
-    seed: int
-    num_problems: int
-
-    @property
-    def folder(self) -> str:
-        """Name of its folder."""
-        return f"{self.name}-test"
-
-
-@dataclass(frozen=True)
 class RolloutPlan:
     """How groups are made."""
 
@@ -42,10 +26,11 @@ class RolloutPlan:
     """M: trajectories per problem (METHOD.md, EVR)."""
     max_turns: int = 3
     max_turn_tokens: int = 96
-    num_workers: int = 1
-    """Celery worker processes."""
-    group_concurrency: int = 4
-    """Groups that one worker has in flight."""
+    concurrency: int = 4
+    """Groups in flight."""
+    group_timeout_s: float = 120.0
+    visibility_timeout_s: float = 150.0
+    """After this a group whose worker was killed is rolled out again."""
     base_probability: float = 0.5
     """P_base."""
     entropy_gain: float = 0.5
@@ -76,21 +61,22 @@ class DemoPlan:
     arms: tuple[Arm, ...] = (Arm.MEDVR,)
     seed: int = 0
     """Of training: feeder's order, sampling, torch."""
-    train_modality: str = "brain"
-    train_seed: int = 1
-    """Of the training phantoms; differs from every test set's."""
-    num_train_problems: int = 2_000
-    test_sets: tuple[TestSet, ...] = (
-        TestSet("brain", "brain", 1_001, 200),
-        TestSet("retina", "retina", 1_002, 100),
-        TestSet("ct", "ct", 1_003, 100),
-    )
+    num_train_problems: int = 1_500
+    num_test_problems: int = 200
+    """Of each test set."""
+    test_sets: tuple[str, ...] = ("brain", "retina", "ct")
+    """Brain is what is trained on (other phantoms); the others are out-of-domain."""
     rollout: RolloutPlan = RolloutPlan()
     trainer: TrainerPlan = TrainerPlan()
     evaluation_seed: int = 0
     evaluation_concurrency: int = 32
     policy_max_num_seqs: int = 64
     policy_threads: int = 2
+
+    @property
+    def train_set(self) -> str:
+        """Name of the training problem set."""
+        return f"{self.test_sets[0]}-train"
 
     def run_of(self, arm: Arm) -> str:
         """The training run of an arm."""
@@ -102,7 +88,7 @@ def quick(plan: DemoPlan) -> DemoPlan:
     return dataclasses.replace(
         plan,
         num_train_problems=40,
-        test_sets=tuple(dataclasses.replace(t, num_problems=8) for t in plan.test_sets),
+        num_test_problems=8,
         rollout=dataclasses.replace(plan.rollout, group_size=8),
         trainer=dataclasses.replace(
             plan.trainer, max_steps=3, groups_per_step=2, max_outstanding=6

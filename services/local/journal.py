@@ -85,10 +85,9 @@ class Journal:
         record = self._progress.stages.get(stage)
         return record is not None and record.done
 
-    def seconds(self, stage: str) -> float:
-        """Time spent in a stage so far; 0 if it never began."""
-        record = self._progress.stages.get(stage)
-        return 0.0 if record is None else record.seconds
+    def stage_seconds(self) -> dict[str, float]:
+        """Time spent in every stage so far."""
+        return {name: record.seconds for name, record in self._progress.stages.items()}
 
     @contextmanager
     def stage(self, name: str) -> Generator["StageClock"]:

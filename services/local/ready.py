@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.table import Table
 
 from services.local.ports import LOOPBACK
-from services.local.spec import Probe, ProcessSpec
+from services.local.spec import Probe, ProcessSpec, Restart
 from services.local.state import StackError
 from services.local.supervisor import ChildReport, ChildState, Supervisor
 
@@ -92,6 +92,9 @@ class _Waiting:
             if spec.name in self._ready_after:
                 continue
             child = self._supervisor.child(spec.name)
+            if child.state is ChildState.FINISHED and spec.restart is Restart.ON_FAILURE:
+                self._ready_after[spec.name] = "done"  # a resumed job that had nothing left to do
+                continue
             self._give_up_if_hopeless(child)
             if child.state is ChildState.RUNNING and is_ready(spec.probe, spec.port):
                 self._ready_after[spec.name] = _seconds(child)

@@ -4,11 +4,12 @@ Entering takes the folder's lock (ending what a dead supervisor left), leaving s
 and releases it. SIGTERM and SIGHUP count as Ctrl-C, so a stack is left in one way only.
 """
 
+import os
 import signal
 import threading
 import time
 import uuid
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -16,6 +17,7 @@ from types import FrameType
 import msgspec
 from rich.console import Console
 
+from services.local.processes import CommandLines
 from services.local.ready import log_tail, wait_until_ready
 from services.local.spec import ProcessSpec
 from services.local.state import ProcessState, StackError, StackFolder, StackState
@@ -39,12 +41,20 @@ class Stack:
             state.stack_id, folder.root / "logs", on_change=self._write_state
         )
 
-    def start(self, *specs: ProcessSpec, timeout_s: float = READY_TIMEOUT_S) -> None:
-        """Start these together and wait until all are ready. Raises `StackError`."""
+    def launch(self, *specs: ProcessSpec) -> None:
+        """Start these together; `wait_for` waits until they are ready."""
         for spec in specs:
             self._specs[spec.name] = spec
             self.supervisor.start(spec)
-        wait_until_ready(self.supervisor, specs, self.console, timeout_s)
+
+    def wait_for(self, *specs: ProcessSpec) -> None:
+        """Wait until these are ready. Raises `StackError`."""
+        wait_until_ready(self.supervisor, specs, self.console, READY_TIMEOUT_S)
+
+    def start(self, *specs: ProcessSpec) -> None:
+        """Start these together and wait until all are ready. Raises `StackError`."""
+        self.launch(*specs)
+        self.wait_for(*specs)
 
     def run_job(self, spec: ProcessSpec) -> None:
         """Start a job and wait until it is finished. Raises `StackError` if it fails."""
@@ -124,16 +134,28 @@ def running_stack(folder: StackFolder, state: StackState, console: Console) -> G
             folder.remove_state()
 
 
-def new_stack_id() -> str:
-    """The mark of a stack's processes."""
-    return uuid.uuid4().hex
+def initial_state(command: str, lines: CommandLines) -> StackState:
+    """The state of a stack in which nothing was started yet."""
+    return StackState(
+        stack_id=uuid.uuid4().hex,
+        command=command,
+        supervisor_pid=os.getpid(),
+        started_at=time.time(),
+        url=lines.clinic_url,
+        redis_url=lines.redis_url,
+        policy_url=lines.policy_url,
+    )
 
 
-def sleep_until_interrupted(stack: Stack, names: Sequence[str]) -> None:
-    """Serve until Ctrl-C. Raises `StackError` if one of these is given up."""
+def sleep_until_interrupted(stack: Stack) -> None:
+    """Serve until Ctrl-C. Crashed services are started again meanwhile; says so when they are."""
+    told: dict[str, int] = {}
     while True:
-        for name in names:
-            child = stack.supervisor.child(name)
-            if child.state is ChildState.FAILED:
-                raise StackError(describe_end(child))
+        for child in stack.supervisor.children():
+            if child.num_restarts > told.get(child.name, 0):
+                told[child.name] = child.num_restarts
+                stack.console.print(
+                    f"{child.name} ended with status {child.exit_code} and was started again "
+                    f"({child.num_restarts}×); see {child.log}"
+                )
         time.sleep(1.0)

@@ -1,0 +1,106 @@
+"""`medvr local up | demo | status | down`: the whole system on one machine."""
+
+import sys
+from collections.abc import Callable
+
+from shared.errors import MedvrError
+from shared.problem import ProblemSetError
+from shared.service.logs import configure_logs
+
+_USAGE = """usage: medvr local up | demo | status | down [options]
+
+  up      start everything with the shipped trained policy and serve until Ctrl-C
+  demo    train a policy on brain phantoms, evaluate it before and after, serve it
+  status  show the running stack
+  down    stop the running stack
+
+`medvr local <command> --help` lists the options. Research use only, not a medical device.
+"""
+
+INTERRUPTED = 130
+
+
+def _up(argv: list[str]) -> int:
+    from services.local.settings import UpSettings
+
+    settings = UpSettings.load(argv)
+    configure_logs("local", settings.log_level)
+    from rich.console import Console
+
+    from services.local.up import up
+
+    try:
+        up(settings, Console())
+    except KeyboardInterrupt:
+        sys.stdout.write("stopped\n")
+    return 0
+
+
+def _demo(argv: list[str]) -> int:
+    from services.local.settings import DemoSettings
+
+    settings = DemoSettings.load(argv)
+    configure_logs("local", settings.log_level)
+    from rich.console import Console
+
+    from services.local.demo import Demo
+
+    demo = Demo(settings, Console())
+    try:
+        demo.run()
+    except KeyboardInterrupt:
+        if not demo.is_finished:
+            sys.stdout.write("stopped; --resume continues\n")
+            return INTERRUPTED
+        sys.stdout.write("stopped\n")
+    return 0
+
+
+def _status(argv: list[str]) -> int:
+    from services.local.settings import StatusSettings
+
+    settings = StatusSettings.load(argv)
+    from rich.console import Console
+
+    from services.local.state import StackFolder
+    from services.local.status import status
+
+    return 0 if status(StackFolder(settings.folder), Console()) else 3
+
+
+def _down(argv: list[str]) -> int:
+    from services.local.settings import DownSettings
+
+    settings = DownSettings.load(argv)
+    from services.local.state import StackFolder, stop_stack
+
+    sys.stdout.write(stop_stack(StackFolder(settings.folder), settings.timeout_s) + "\n")
+    return 0
+
+
+_COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "up": _up,
+    "demo": _demo,
+    "status": _status,
+    "down": _down,
+}
+
+
+def main(argv: list[str]) -> None:
+    """Entry point; exits with 1 and a plain message if the stack cannot do what was asked."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        sys.stdout.write(_USAGE)
+        raise SystemExit(0)
+    if argv[0] not in _COMMANDS:
+        sys.stderr.write(f"error: no command {argv[0]!r}\n\n{_USAGE}")
+        raise SystemExit(2)
+    try:
+        code = _COMMANDS[argv[0]](argv[1:])
+    except (MedvrError, ProblemSetError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(1) from error
+    raise SystemExit(code)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
