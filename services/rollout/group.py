@@ -8,7 +8,7 @@ the same whatever the timing, and replays from its record. Every trajectory is a
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 import msgspec
 
@@ -22,7 +22,7 @@ from services.rollout.branching import (
     filled_forks,
 )
 from shared.agent.environment import OpenedProblem, Policy, Zoom
-from shared.agent.episode import CallMade, EpisodeSettings, Prefix, run_episode
+from shared.agent.episode import CallMade, EpisodeSettings, OnCall, Prefix, run_episode
 from shared.trajectory import ForkOrigin, Trajectory, Turn
 
 OnDisplaced = Callable[[], None]
@@ -98,7 +98,7 @@ class _GroupRollout:
             for trajectory_id in self._base_ids:
                 self._start(tasks, trajectory_id, ForkOrigin.BASE, on_call=self._draw_at(tasks))
 
-    def _draw_at(self, tasks: asyncio.TaskGroup) -> Callable[[CallMade], None]:
+    def _draw_at(self, tasks: asyncio.TaskGroup) -> OnCall:
         def on_call(made: CallMade) -> None:
             self._note(made)
             if not made.is_resampled:
@@ -152,7 +152,7 @@ class _GroupRollout:
         point: ForkPoint,
         copy: int,
         origin: ForkOrigin,
-        on_call: Callable[[CallMade], None],
+        on_call: OnCall,
     ) -> None:
         prefix = self._prefixes[point.trajectory_id, point.call_index]
         trajectory_id = branch_id(point.trajectory_id, point.call_index, copy)
@@ -167,10 +167,17 @@ class _GroupRollout:
         trajectory_id: str,
         origin: ForkOrigin,
         *,
-        on_call: Callable[[CallMade], None],
+        on_call: OnCall,
         prefix: Prefix | None = None,
     ) -> None:
-        episode = run_episode(
+        self._running[trajectory_id] = tasks.create_task(
+            self._attempt(trajectory_id, origin, on_call, prefix)
+        )
+
+    async def _attempt(
+        self, trajectory_id: str, origin: ForkOrigin, on_call: OnCall, prefix: Prefix | None
+    ) -> None:
+        self._finished[trajectory_id] = await run_episode(
             self._policy,
             self._zoom,
             self._opened,
@@ -181,11 +188,6 @@ class _GroupRollout:
             origin=origin,
             on_call=None if self._branching.arm is BranchingArm.OFF else on_call,
         )
-        self._running[trajectory_id] = tasks.create_task(self._keep(episode))
-
-    async def _keep(self, episode: Awaitable[Trajectory]) -> None:
-        trajectory = await episode
-        self._finished[trajectory.trajectory_id] = trajectory
 
     def _note(self, made: CallMade) -> None:
         """Keep a call as a point to fork at; a resampled one shares its prefix with another."""

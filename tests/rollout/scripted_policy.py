@@ -6,13 +6,12 @@ that seed alone. So what it says never depends on who asked first, and any delay
 front of it. A token is a control token, a tag, a word, a digit or a single other character.
 """
 
-import asyncio
 import hashlib
 import io
 import random
 import re
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -94,16 +93,14 @@ class ScriptedPolicy:
     blobs: BlobStore
     scripts: dict[int, list[Word]] = field(default_factory=dict)
     improvise: Callable[[int, bool], list[Word]] = improvise
-    delay_s: Callable[[int], float] = lambda _: 0.0
-    """Pause before a turn, by seed."""
+    before_turn: Callable[[int], Awaitable[None]] | None = None
+    """Awaited before a turn is answered, with its seed."""
     failures: deque[int] = field(default_factory=deque)
     """Statuses to answer the next turns with."""
     version: int = 3
     max_model_len_tokens: int = 100_000
     requests: list[GenerateRequest] = field(default_factory=list)
     num_described: int = 0
-    is_open: asyncio.Event | None = None
-    """Turns wait for it, where there is one."""
     pieces: dict[int, str] = field(default_factory=dict)
 
     def rehearse(self, trajectory_id: str, *turns: list[Word], first_turn: int = 0) -> None:
@@ -133,9 +130,8 @@ class ScriptedPolicy:
         self.requests.append(request)
         assert request.seed is not None
         segment_ids = [self.encode(segment) for segment in request.segments]
-        if self.is_open is not None:
-            await self.is_open.wait()
-        await asyncio.sleep(self.delay_s(request.seed))
+        if self.before_turn is not None:
+            await self.before_turn(request.seed)
         script = self.scripts.get(request.seed)
         if script is None:
             script = self.improvise(request.seed, self._ends_in_box(request.segments[-1]))
@@ -176,10 +172,6 @@ class ScriptedPolicy:
 
     def text_of(self, token_ids: list[int]) -> str:
         return "".join(self.pieces[i] for i in token_ids)
-
-
-def flat(response_ids: list[list[int]]) -> list[int]:
-    return [i for ids in response_ids for i in ids]
 
 
 def is_image(segment: Segment) -> bool:
