@@ -178,6 +178,24 @@ def problems(**details: tuple[HTTPStatus, str, str]) -> Responses:
     return documented
 
 
+OTHER_PROBLEMS: Responses = {
+    "default": {
+        "description": "Anything else that went wrong.",
+        "content": {
+            "application/problem+json": {
+                "schema": _PROBLEM_SCHEMA,
+                "example": {
+                    "type": "about:blank",
+                    "title": "Internal error",
+                    "status": 500,
+                    "detail": "the error was logged under the request id",
+                },
+            }
+        },
+    }
+}
+"""Of every route; it also keeps FastAPI from documenting its own error format."""
+
 UNKNOWN_CASE = problems(
     unknown_case=(HTTPStatus.NOT_FOUND, "No such case", f"no case {EXAMPLE_ID}")
 )

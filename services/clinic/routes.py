@@ -17,6 +17,7 @@ from services.clinic.examples import (
     EXAMPLE_EVIDENCE,
     EXAMPLE_ID,
     EXAMPLE_PAGE,
+    OTHER_PROBLEMS,
     SUBMISSION_PROBLEMS,
     UNKNOWN_CASE,
     json_example,
@@ -31,7 +32,7 @@ from shared.api.clinic import MAX_TRAJECTORIES, Case, CasePage, ClinicDescriptio
 from shared.blobs import BlobStore
 from shared.errors import ApiProblem, BlobError
 
-router = APIRouter(prefix="/v1", tags=["cases"])
+router = APIRouter(prefix="/v1", tags=["cases"], responses=OTHER_PROBLEMS)
 
 CaseId = Annotated[str, PathParameter(examples=[EXAMPLE_ID])]
 

@@ -95,11 +95,11 @@ Coordinates = Annotated[list[float], Field(min_length=4, max_length=4)]
 class CaseToolCall(WireModel):
     """A zoom as the policy asked for it."""
 
-    bbox_2d: Coordinates | None
+    bbox_2d: Coordinates | None = None
     """As written, in pixels of the view; null if it could not be read."""
-    evidence_index: int | None
+    evidence_index: int | None = None
     """Index into `evidence`; null if no crop was shown."""
-    error: str | None
+    error: str | None = None
     """What the policy was told instead of a crop."""
 
 
@@ -114,8 +114,8 @@ class CaseTurn(WireModel):
     mean_entropy_nats: float
     """Mean H_t over the tokens of the turn; 0 for an empty turn."""
     num_tokens: int
-    call: CaseToolCall | None
-    answer: str | None
+    call: CaseToolCall | None = None
+    answer: str | None = None
     """The answer, in the turn that gave one."""
 
 
@@ -147,7 +147,7 @@ class CaseAttempt(WireModel):
 
     trajectory_id: str
     seed: int
-    answer: str | None
+    answer: str | None = None
     """As written."""
     stop_reason: str
     num_turns: int
@@ -165,7 +165,7 @@ class CaseConsensus(WireModel):
     area_px: int
     area_share: float
     """Of the image, 0 to 1."""
-    heatmap_url: str | None
+    heatmap_url: str | None = None
     """PNG of how many agreeing trajectories looked at each place; null if nobody zoomed."""
     heatmap_sha256: str | None = None
     heatmap_max_count: int
@@ -228,16 +228,16 @@ class CaseSummary(WireModel):
     status: CaseStatus
     created_at: datetime
     question: str
-    answer: str | None
-    option_text: str | None
-    agreement: float | None
+    answer: str | None = None
+    option_text: str | None = None
+    agreement: float | None = None
 
 
 class CasePage(WireModel):
     """`GET /v1/cases`: newest first."""
 
     cases: list[CaseSummary]
-    next_url: str | None
+    next_url: str | None = None
     """The next page; null on the last."""
 
 

@@ -70,7 +70,9 @@ def test_an_empty_image_is_explained(clinic: httpx.Client):
 def test_a_bad_image_is_answered_with_what_zoom_said(
     clinic: httpx.Client, surroundings: Any, image: bytes
 ):
-    said = httpx.post(f"{surroundings.zoom_url}/v1/images", content=image, trust_env=False)
+    said = httpx.post(
+        f"{surroundings.zoom_url}/v1/images", content=image, timeout=60, trust_env=False
+    )
 
     status, title, detail = problem_of(ask(clinic, image=image))
 
