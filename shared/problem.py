@@ -3,17 +3,21 @@
 A problem set is a folder: `manifest.json`, `problems.parquet`, and `lesions.parquet` where the
 true boxes are known. Images are blobs, named by hash. The lesions are a file of their own because
 only evaluation may open them: training sees the image, the question and the gold answer.
+
+pyarrow is imported where files are read or written, because most services need only the words.
 """
 
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from shared.geometry import Box, ImageSize
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 class AnswerKind(StrEnum):
@@ -55,22 +59,29 @@ class ProblemSetManifest(msgspec.Struct, frozen=True, kw_only=True):
     """Generator and its parameters, or the released files it was imported from."""
 
 
-_PROBLEM_SCHEMA = pa.schema(
-    [
-        ("problem_id", pa.string()),
-        ("image", pa.string()),
-        ("width_px", pa.int32()),
-        ("height_px", pa.int32()),
-        ("question", pa.string()),
-        ("options", pa.list_(pa.string())),
-        ("gold_answer", pa.string()),
-        ("answer_kind", pa.string()),
-        ("modality", pa.string()),
-    ]
-)
-_LESION_SCHEMA = pa.schema(
-    [("problem_id", pa.string()), *((c, pa.int32()) for c in ("x1", "y1", "x2", "y2"))]
-)
+def _problem_schema() -> "pa.Schema":
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            ("problem_id", pa.string()),
+            ("image", pa.string()),
+            ("width_px", pa.int32()),
+            ("height_px", pa.int32()),
+            ("question", pa.string()),
+            ("options", pa.list_(pa.string())),
+            ("gold_answer", pa.string()),
+            ("answer_kind", pa.string()),
+            ("modality", pa.string()),
+        ]
+    )
+
+
+def _lesion_schema() -> "pa.Schema":
+    import pyarrow as pa
+
+    corners = ("x1", "y1", "x2", "y2")
+    return pa.schema([("problem_id", pa.string()), *((c, pa.int32()) for c in corners)])
 
 
 def write_problem_set(
@@ -80,6 +91,9 @@ def write_problem_set(
     lesions: Iterable[tuple[str, Box]] = (),
 ) -> None:
     """Write a problem set; `lesions` are (problem_id, true box). The manifest comes last."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     folder.mkdir(parents=True, exist_ok=True)
     rows = [
         {
@@ -95,12 +109,14 @@ def write_problem_set(
         }
         for p in problems
     ]
-    pq.write_table(pa.Table.from_pylist(rows, schema=_PROBLEM_SCHEMA), folder / "problems.parquet")
+    pq.write_table(
+        pa.Table.from_pylist(rows, schema=_problem_schema()), folder / "problems.parquet"
+    )
     boxes = [
         {"problem_id": problem_id, "x1": b.x1, "y1": b.y1, "x2": b.x2, "y2": b.y2}
         for problem_id, b in lesions
     ]
-    pq.write_table(pa.Table.from_pylist(boxes, schema=_LESION_SCHEMA), folder / "lesions.parquet")
+    pq.write_table(pa.Table.from_pylist(boxes, schema=_lesion_schema()), folder / "lesions.parquet")
     (folder / "manifest.json").write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
 
 
@@ -117,9 +133,12 @@ def read_manifest(folder: Path) -> ProblemSetManifest:
 
 def read_problems(folder: Path) -> list[Problem]:
     """The problems of a set, in file order, without their lesions. Raises `ProblemSetError`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     manifest = read_manifest(folder)
     try:
-        rows = pq.read_table(folder / "problems.parquet", schema=_PROBLEM_SCHEMA).to_pylist()
+        rows = pq.read_table(folder / "problems.parquet", schema=_problem_schema()).to_pylist()
         problems = [
             Problem(
                 problem_id=row["problem_id"],
@@ -144,8 +163,11 @@ def read_problems(folder: Path) -> list[Problem]:
 
 def read_lesions(folder: Path) -> dict[str, list[Box]]:
     """True boxes by problem id; for evaluation only. Raises `ProblemSetError`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
-        rows = pq.read_table(folder / "lesions.parquet", schema=_LESION_SCHEMA).to_pylist()
+        rows = pq.read_table(folder / "lesions.parquet", schema=_lesion_schema()).to_pylist()
     except (OSError, pa.ArrowException) as error:
         raise ProblemSetError(f"{folder / 'lesions.parquet'}: {error}") from error
     lesions: dict[str, list[Box]] = {}
