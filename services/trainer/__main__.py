@@ -1,0 +1,67 @@
+"""`medvr trainer`: settings, imports, run."""
+
+import asyncio
+import logging
+import signal
+import threading
+from types import FrameType
+
+from services.trainer.settings import TrainerSettings
+from shared.errors import MedvrError
+from shared.service.logs import configure_logs
+from shared.stream import check_flow
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: list[str]) -> None:
+    """Train until `max_steps` or a signal; exits with 1 and a logged reason if it cannot."""
+    settings = TrainerSettings.load(argv)
+    configure_logs("trainer", settings.log_level)
+    try:
+        check_flow(
+            groups_per_step=settings.groups_per_step,
+            checkpoint_every=settings.checkpoint_every,
+            publish_every=settings.publish_every,
+            max_off_policy_steps=settings.max_off_policy_steps,
+            max_outstanding=settings.max_outstanding,
+        )
+        run_trainer(settings)
+    except (MedvrError, ValueError) as error:
+        logger.error("the trainer ends: %s", error)
+        raise SystemExit(1) from error
+
+
+def run_trainer(settings: TrainerSettings) -> None:
+    """One trainer with its probes; SIGTERM and SIGINT end it after the step, or abandon that."""
+    from prometheus_client import CollectorRegistry
+    from transformers.utils import logging as transformers_logging
+
+    from services.trainer.assembly import build_trainer, connect, locked_run
+    from shared.service.serve import probe_server
+
+    transformers_logging.disable_progress_bar()
+    stop = threading.Event()
+
+    def request_stop(_signal: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, request_stop)
+    registry = CollectorRegistry()
+    client = connect(settings.redis_url)
+
+    async def redis_answers() -> None:
+        await asyncio.to_thread(client.ping)
+
+    probes = probe_server(
+        "trainer", settings.probe_host, settings.probe_port, registry, {"redis": redis_answers}
+    )
+    with locked_run(settings.run_folder), probes:
+        build_trainer(settings, client, registry, stop).run()
+
+
+if __name__ == "__main__":
+    import sys
+
+    main(sys.argv[1:])

@@ -1,0 +1,127 @@
+# pyright: basic
+"""Publishing: the policy's weights as an ordinary HF checkpoint, and a channel key that names it.
+
+Only weights that a checkpoint holds are published, and the version is the step: after a crash the
+run comes back to a step at or after every published version, so a number never gets other weights.
+The folder is staged beside its target and renamed by `shared.weights.publish_version`; the channel
+key is set after that. Everything but the weights is copied from the base checkpoint unchanged:
+config, tokenizer, processor, chat template, `medvr.json`.
+"""
+
+import logging
+import shutil
+from pathlib import Path
+
+import redis
+import torch
+from safetensors import safe_open
+from transformers import AutoConfig
+
+from services.trainer.model import Policy
+from shared.errors import WeightsError
+from shared.weights import (
+    VERSION_MANIFEST,
+    ChannelPointer,
+    channel_key,
+    encode_pointer,
+    prune_versions,
+    publish_version,
+)
+
+logger = logging.getLogger(__name__)
+
+_COPIED_SUFFIXES = (".json", ".jinja", ".txt", ".model", ".tiktoken")
+_STAGING = ".staging"
+
+
+class Publisher:
+    """Writes the versions of one run and moves its channel."""
+
+    def __init__(
+        self,
+        client: "redis.Redis",
+        *,
+        base: Path,
+        root: Path,
+        run: str,
+        channel: str,
+        keep: int,
+    ) -> None:
+        self._client = client
+        self._base = base
+        self._root = root.resolve()
+        self._run = run
+        self._channel = channel
+        self._keep = keep
+        config = AutoConfig.from_pretrained(base)
+        self._dtype: torch.dtype = getattr(config, "dtype", None) or torch.float32
+        self._pointer: ChannelPointer | None = None
+
+    def newest_version(self) -> int | None:
+        """The highest version published under this run's name, by whomever."""
+        folder = self._root / self._run
+        if not folder.is_dir():
+            return None
+        return max((int(p.name) for p in folder.iterdir() if p.name.isdigit()), default=None)
+
+    def refuse_reuse(self, step: int) -> None:
+        """Raises `WeightsError` if versions after `step` exist: they would get other weights."""
+        newest = self.newest_version()
+        if newest is not None and newest > step:
+            raise WeightsError(
+                f"run {self._run!r} has published version {newest}, but its newest checkpoint is "
+                f"step {step}: versions are never reused. Choose another run, or remove "
+                f"{self._root / self._run}"
+            )
+
+    def publish(self, policy: Policy, version: int) -> ChannelPointer:
+        """Write the version, or find it there with these weights; point the channel at it.
+
+        Raises `WeightsError` if the version is there with other weights.
+        """
+        target = self._root / self._run / f"{version:06d}"
+        staging = self._stage(policy)
+        if target.is_dir() and not _same_weights(staging, target):
+            raise WeightsError(
+                f"{target} holds other weights than step {version} of this run: versions are "
+                f"never reused. Choose another run, or remove {target.parent}"
+            )
+        self._pointer = publish_version(staging, self._root, self._run, version)
+        prune_versions(self._root, self._run, self._keep)
+        self.announce()
+        logger.info("published version %d", version)
+        return self._pointer
+
+    def announce(self) -> None:
+        """Set the channel key to the newest version; again after an emptied Redis."""
+        if self._pointer is not None:
+            self._client.set(channel_key(self._channel), encode_pointer(self._pointer))
+
+    def _stage(self, policy: Policy) -> Path:
+        """The checkpoint in a folder on the filesystem of the versions."""
+        staging = self._root / self._run / _STAGING
+        if staging.exists():
+            shutil.rmtree(staging)
+        staging.mkdir(parents=True)
+        state = {name: p.detach().to(self._dtype) for name, p in policy.model.state_dict().items()}
+        policy.model.save_pretrained(staging, state_dict=state)
+        for path in sorted(self._base.iterdir()):
+            is_weights = path.name.endswith(".index.json") or path.name == VERSION_MANIFEST
+            if path.is_file() and path.suffix in _COPIED_SUFFIXES and not is_weights:
+                shutil.copyfile(path, staging / path.name)
+        return staging
+
+
+def _same_weights(left: Path, right: Path) -> bool:
+    """Whether two checkpoints hold equal tensors under equal names in equal files."""
+    names = [sorted(p.name for p in folder.glob("*.safetensors")) for folder in (left, right)]
+    if names[0] != names[1]:
+        return False
+    for name in names[0]:
+        with safe_open(left / name, "pt") as ours, safe_open(right / name, "pt") as theirs:
+            keys = sorted(ours.keys())
+            if keys != sorted(theirs.keys()):
+                return False
+            if not all(torch.equal(ours.get_tensor(k), theirs.get_tensor(k)) for k in keys):
+                return False
+    return True

@@ -1,0 +1,107 @@
+"""Settings of the trainer: what it trains, on what, how boldly, and where it keeps things."""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from shared.service.settings import ServiceSettings, settings_config
+from shared.weights import TRAIN_CHANNEL
+
+
+class TrainerSettings(ServiceSettings):
+    """Train a policy by GRPO on the scored trajectory groups of a run."""
+
+    model_config = settings_config("trainer")
+
+    # -- the run --------------------------------------------------------------------------------
+    model: str = Field(min_length=1)
+    """Checkpoint folder (or hub name) to start from: any Qwen2.5-VL."""
+    run: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the training run."""
+    run_root: Path = Path(".medvr/runs")
+    """Checkpoints, TensorBoard files and steps.jsonl go to `run_root/<run>`."""
+    weights_root: Path = Path(".medvr/weights")
+    """Published versions go to `weights_root/<run>/<version>`; policy replicas must see it."""
+    weights_channel: str = TRAIN_CHANNEL
+    """Channel key that is pointed at each published version."""
+    blob_url: str = ".medvr/blobs"
+    """Root of the blob store with the shown images: a folder or an fsspec URL."""
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    """Where the run's stream of groups lives."""
+    max_steps: int = Field(default=100, ge=1)
+    """Optimizer batches until the run is finished."""
+
+    # -- the batch ------------------------------------------------------------------------------
+    groups_per_step: int = Field(default=8, ge=1)
+    """Groups with signal in one optimizer batch."""
+    max_off_policy_steps: int = Field(default=4, ge=0)
+    """A group whose oldest token is more steps behind than this is stale."""
+    max_outstanding: int = Field(default=32, ge=1)
+    """The feeder's bound on groups without a fate; only checked against the others here."""
+    micro_batch: int = Field(default=16, ge=1)
+    """Trajectories computed together; changes memory and speed, not the gradient."""
+
+    # -- the loss (METHOD.md, GRPO) -------------------------------------------------------------
+    advantage_division: bool = True
+    """Divide a group's centred rewards by their standard deviation (+ 1e-4)."""
+    kl_beta: float = Field(default=0.001, ge=0.0)
+    """β, weight of the KL to the initial policy; 0 loads no reference."""
+    clip_low: float = Field(default=0.2, ge=0.0, lt=1.0)
+    """The ratio π_θ/π_old is clipped at 1 − clip_low; inert while updates_per_batch is 1."""
+    clip_high: float = Field(default=0.28, ge=0.0)
+    """The ratio π_θ/π_old is clipped at 1 + clip_high; inert while updates_per_batch is 1."""
+    is_cap: float = Field(default=2.0, gt=0.0)
+    """Cap of the importance weight π_old/μ of trainer over engine."""
+    updates_per_batch: int = Field(default=1, ge=1)
+    """Optimizer updates on one batch. At 1 the ratio is 1 and clipping does nothing."""
+
+    # -- the optimizer --------------------------------------------------------------------------
+    lr: float = Field(default=1e-6, gt=0.0)
+    """Learning rate after warm-up; 1e-6 suits a 7B model."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps over which the learning rate rises linearly."""
+    weight_decay: float = Field(default=0.0, ge=0.0)
+    """AdamW's decoupled weight decay."""
+    max_grad_norm: float = Field(default=1.0, gt=0.0)
+    """The gradient is scaled down to this 2-norm."""
+
+    # -- durability -----------------------------------------------------------------------------
+    checkpoint_every: int = Field(default=1, ge=1)
+    """Steps between checkpoints; groups are settled only after one."""
+    publish_every: int = Field(default=1, ge=1)
+    """Steps between published versions; a multiple of checkpoint_every."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """Newest checkpoints kept."""
+    keep_versions: int = Field(default=4, ge=2)
+    """Newest published versions kept."""
+
+    # -- the machine ----------------------------------------------------------------------------
+    device: str = "cpu"
+    """`cpu`, `cuda` or `cuda:N`."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the forward pass; weights and optimizer stay in float32."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a third more time."""
+    threads: int = Field(default=2, ge=1)
+    """CPU threads of torch."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of torch's generators."""
+    probe_host: str = "127.0.0.1"
+    """Address of /health, /ready and /metrics."""
+    probe_port: int = Field(default=8105, ge=1, le=65535)
+    """Port of /health, /ready and /metrics."""
+
+    @model_validator(mode="after")
+    def _only_checkpointed_steps_are_published(self) -> Self:
+        if self.publish_every % self.checkpoint_every:
+            raise ValueError(
+                f"publish_every {self.publish_every} must be a multiple of checkpoint_every "
+                f"{self.checkpoint_every}: only checkpointed steps are published"
+            )
+        return self
+
+    @property
+    def run_folder(self) -> Path:
+        """Where this run keeps its checkpoints, TensorBoard files and steps.jsonl."""
+        return self.run_root / self.run
