@@ -1,0 +1,26 @@
+"""A tiny checkpoint, a blob store and a builder of groups; made once, read by all tests here."""
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from shared.blobs import BlobStore
+from tests.trainer.groups import GroupBuilder, make_checkpoint
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trainer") / "base"
+    make_checkpoint(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def blob_url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tmp_path_factory.mktemp("blobs"))
+
+
+@pytest.fixture(scope="session")
+def builder(checkpoint: Path, blob_url: str) -> GroupBuilder:
+    return GroupBuilder(AutoTokenizer.from_pretrained(checkpoint), BlobStore(blob_url))
