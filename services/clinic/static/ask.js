@@ -116,7 +116,7 @@ async function submit(event) {
 function caseLine(line) {
   const outcome =
     line.answer === null ? "" : answerWords(line.answer, line.option_text);
-  const agreement = line.agreement === null ? "" : `${percent(line.agreement)} agree`;
+  const agreement = line.status !== "answered" ? "" : `${percent(line.agreement)} agree`;
   return el("li", {},
     el("a", { href: `/cases/${line.case_id}` },
       el("span", { class: "question" }, line.question),

@@ -2,7 +2,7 @@
 
 import { Problem, STATUS_WORDS, answerWords, call, el, moment, percent, seconds } from "./dom.js";
 import { drawStage, layerSwitches } from "./stage.js";
-import { stepsOf } from "./steps.js";
+import { attemptSteps, stepsOf } from "./steps.js";
 
 const POLL_MS = 1000;
 const LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ";
@@ -37,7 +37,7 @@ function abstention(found) {
   if (found.abstention === "unanswered") return "None of the trajectories gave an answer.";
   const most = Math.max(...Object.values(found.votes));
   const tied = Object.keys(found.votes).filter((answer) => found.votes[answer] === most);
-  return `The trajectories do not agree: ${tied.join(" and ")} have ${most} ${most === 1 ? "vote" : "votes"} each.`;
+  return `The trajectories do not agree: ${tied.map((answer) => named(answer, found.choices)).join(" and ")} have ${most} ${most === 1 ? "vote" : "votes"} each.`;
 }
 
 function options(found) {
@@ -64,23 +64,25 @@ function card(title, hint, ...content) {
   return el("section", { class: "card" }, el("h3", {}, title), hint && el("p", { class: "hint" }, hint), ...content);
 }
 
+/** `B` as `B. cross`, where that is a choice. */
+function named(answer, choices) {
+  const text = answer.length === 1 ? choices[LETTERS.indexOf(answer.toUpperCase())] : undefined;
+  return text === undefined ? answer : answerWords(answer.toUpperCase(), text);
+}
+
 function votesCard(found) {
   const rows = Object.entries(found.votes).sort((a, b) => b[1] - a[1]);
-  const named = (answer) => {
-    const text = answer.length === 1 ? found.choices[LETTERS.indexOf(answer.toUpperCase())] : undefined;
-    return text === undefined ? answer : `${answer.toUpperCase()}. ${text}`;
-  };
   const silent = found.settings.num_trajectories - rows.reduce((sum, row) => sum + row[1], 0);
   const all = silent ? [...rows, ["(no answer)", silent]] : rows;
   return card("Votes", "Normalised answers of the independent trajectories.",
-    table(all.map(([answer, count]) => [answer === "(no answer)" ? answer : named(answer), count]), ["Answer", "Votes"]));
+    table(all.map(([answer, count]) => [named(answer, found.choices), count]), ["Answer", "Votes"]));
 }
 
 function consensusCard(consensus) {
   const seen = consensus.rectangles.length
     ? table([
         ["Agreeing trajectories", consensus.num_agreeing],
-        ["Area", `${consensus.area_px.toLocaleString()} px² (${(consensus.area_share * 100).toFixed(1)} % of the image)`],
+        ["Area", `${consensus.area_px.toLocaleString()} px (${(consensus.area_share * 100).toFixed(1)} % of the image)`],
         ["Rectangles", consensus.rectangles.map((b) => `[${b.x1}, ${b.y1}, ${b.x2}, ${b.y2}]`).join(" ")],
       ])
     : el("p", {}, "There is no place that more than half of them looked at.");
@@ -132,8 +134,7 @@ function show(found) {
   byId("caption").textContent = caption(found.image);
   const stage = byId("stage");
   byId("layers").replaceChildren(...layerSwitches(drawStage(stage, found)));
-  byId("steps").replaceChildren(...stepsOf(found, stage));
-  byId("steps-hint").textContent = stepsHint(found);
+  showSteps(found, stage);
   byId("details").replaceChildren(
     ...(found.consensus ? [votesCard(found), consensusCard(found.consensus), attemptsCard(found)] : []),
     ...(found.policy ? [policyCard(found)] : []),
@@ -141,11 +142,25 @@ function show(found) {
   byId("case").hidden = false;
 }
 
-function stepsHint(found) {
-  if (found.status === "abstained") return "No trajectory is shown, because none speaks for the others.";
-  if (found.status !== "answered") return "There are no steps to show.";
-  if (found.settings.num_trajectories === 1) return "The trajectory, as it went.";
-  return "Of the agreeing trajectories, the one that looked most where they all looked.";
+function showSteps(found, stage) {
+  const hasSteps = found.status === "answered" || found.status === "abstained";
+  byId("columns").classList.toggle("single", !hasSteps);
+  byId("steps-section").hidden = !hasSteps;
+  byId("look-title").textContent = hasSteps ? "Where it looked" : "The image";
+  if (!hasSteps) return;
+  const isAnswered = found.status === "answered";
+  byId("steps-title").textContent = isAnswered ? "Step by step" : "What each trajectory said";
+  byId("steps-hint").textContent = isAnswered ? answeredHint(found) : "None is shown in full, because none speaks for the others.";
+  byId("steps").replaceChildren(...(isAnswered
+    ? stepsOf(found, stage)
+    : attemptSteps(found, (answer) => named(answer, found.choices))));
+}
+
+function answeredHint(found) {
+  const which = found.settings.num_trajectories === 1
+    ? "The trajectory as it went."
+    : "Of the agreeing trajectories, the one whose zooms overlap the consensus region best.";
+  return `${which} Entropy H says how undecided the policy was: 0 nats is certain, 0.69 nats is a coin toss.`;
 }
 
 async function load() {

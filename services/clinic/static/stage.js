@@ -3,7 +3,7 @@
 
 import { el, svg } from "./dom.js";
 
-const HEAT_RGB = [255, 122, 0];
+const HEAT_RGB = [0, 213, 255];
 const words = (box) => `x ${box.x1} to ${box.x2}, y ${box.y1} to ${box.y2}`;
 
 /** Draws a case into `stage`; returns its layers as {key, label, isOn, show(isOn)}. */
@@ -81,7 +81,7 @@ function consensusLayer(overlay, consensus) {
 
 function attemptLayers(overlay, found) {
   const others = found.attempts.filter((one) => one.trajectory_id !== found.shown_trajectory_id);
-  const shapes = others.flatMap((one) => one.boxes.map((box) => rectangle(box, { class: "other" })));
+  const shapes = others.flatMap((one) => one.boxes.flatMap((box) => framed(box, { class: "other" })));
   if (!shapes.length) return [];
   const label = found.shown_trajectory_id ? "Zooms of the others" : "Zooms of all trajectories";
   return [groupLayer(overlay, "attempts", label, found.status === "abstained", shapes)];

@@ -41,12 +41,12 @@ function zoomOf(zoom, found, stage, scale) {
   return el("div", { class: "zoom-card", id: `zoom-${index + 1}`, tabindex: "-1",
       onmouseenter: focus(true), onmouseleave: focus(false), onfocusin: focus(true), onfocusout: focus(false) },
     el("a", { class: "thumb", href: zoom.crop_url, "aria-label": `Open the crop of zoom ${index + 1}` },
-      el("img", { src: zoom.crop_url, width: zoom.crop_width_px, height: zoom.crop_height_px, loading: "lazy",
+      el("img", { src: zoom.crop_url, width: zoom.crop_width_px, height: zoom.crop_height_px,
         alt: `Crop of zoom ${index + 1}, as the policy saw it` })),
     el("div", { class: "zoom-facts" },
       el("h3", {}, el("span", { class: "number", "aria-hidden": "true" }, String(index + 1)), `Zoom ${index + 1}`),
       el("p", { class: "coordinates" },
-        `x ${box.x1}–${box.x2}, y ${box.y1}–${box.y2} px · ${box.x2 - box.x1} × ${box.y2 - box.y1} px · ${(share * 100).toFixed(1)} % of the image`),
+        `x ${box.x1}–${box.x2}, y ${box.y1}–${box.y2} px · ${box.x2 - box.x1} × ${box.y2 - box.y1} px · ${(share * 100).toFixed(1)}\u00a0% of the image`),
       entropies(zoom, scale)));
 }
 
@@ -69,4 +69,15 @@ function entropies(zoom, scale) {
 function meaning(rise) {
   if (rise > 0) return "— less sure of this place than of its words before: other places were possible.";
   return "— at least as sure of this place as of its words before.";
+}
+
+/** One list entry per trajectory: what a reader is shown when none speaks for the others. */
+export function attemptSteps(found, named) {
+  return found.attempts.map((one) => el("li", { class: "step" },
+    el("p", {}, one.answer === null
+      ? `Gave no answer (${one.stop_reason.replaceAll("_", " ")}).`
+      : "Answered ", one.answer === null ? null : el("strong", {}, named(one.answer))),
+    el("p", { class: "coordinates" }, one.boxes.length
+      ? `Looked at ${one.boxes.map((b) => `x ${b.x1}–${b.x2}, y ${b.y1}–${b.y2} px`).join("; ")}`
+      : "Did not look closer.")));
 }
