@@ -22,7 +22,7 @@ from prometheus_client import CollectorRegistry
 from services.rollout.metrics import FeederMetrics
 from services.rollout.order import ProblemOrder
 from services.rollout.settings import FeederSettings
-from services.rollout.task import TASK_NAME, RolloutTask, create_celery, encode_task, queue_key
+from services.rollout.task import RolloutTask, create_celery, queue_key, send_task
 from shared.problem import read_problems
 from shared.service.logs import configure_logs
 from shared.service.serve import probe_server
@@ -131,7 +131,7 @@ def run_feeder(settings: FeederSettings, stop: threading.Event) -> None:
     ):
 
         def send(task: RolloutTask) -> None:
-            app.send_task(TASK_NAME, args=[encode_task(task)], task_id=task.group_id)
+            send_task(app, task)
 
         feeder = Feeder(
             stream,

@@ -1,6 +1,7 @@
 """The worker process put together: logs, probes, the loop, the clients, and Celery in front."""
 
 import asyncio
+import logging
 from collections.abc import Mapping
 
 import httpx
@@ -19,6 +20,10 @@ from shared.stream import RunStream, connect_redis
 def run_worker(settings: RolloutSettings) -> int:
     """Work until SIGTERM or SIGINT; the exit status."""
     configure_logs("rollout", settings.log_level)
+    logging.captureWarnings(True)
+    for name in ("celery.worker.strategy", "celery.app.trace"):
+        # They log the arguments of every task, and those hold question and answer.
+        logging.getLogger(name).setLevel(logging.ERROR)
     registry = CollectorRegistry()
     metrics = RolloutMetrics(registry)
     stream = RunStream(connect_redis(settings.redis_url), settings.run)

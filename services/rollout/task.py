@@ -109,3 +109,10 @@ def create_celery(run: str, redis_url: str, *, visibility_timeout_s: float = 600
         },
     )
     return app
+
+
+def send_task(app: Celery, task: RolloutTask) -> None:
+    """Queue a task; in Celery's own logs it is called by its group id, never by its content."""
+    app.send_task(
+        TASK_NAME, args=[encode_task(task)], task_id=task.group_id, argsrepr=task.group_id
+    )

@@ -1,0 +1,171 @@
+"""What becomes of a delivered task, without Celery in front: the worker's own loop and clients."""
+
+from collections.abc import Iterator
+
+import pytest
+from celery.exceptions import Reject
+from prometheus_client import CollectorRegistry
+
+from services.rollout.metrics import RolloutMetrics
+from services.rollout.settings import RolloutSettings
+from services.rollout.task import encode_task
+from services.rollout.worker import Deliveries, RolloutLoop
+from shared.stream import Fate
+from shared.trajectory import decode_group
+from tests.rollout.company import RUN, Company
+
+
+class Worker:
+    """A worker's inside with its metrics."""
+
+    def __init__(self, company: Company, **flags: object) -> None:
+        self.registry = CollectorRegistry()
+        values = {"run": RUN, "group_size": 2, "max_turns": 3, "max_turn_tokens": 200}
+        settings = RolloutSettings.model_validate(
+            {**company.urls, **values, "first_backoff_s": 0.05, **flags}
+        )
+        metrics = RolloutMetrics(self.registry)
+        self.loop = RolloutLoop(settings, metrics)
+        self.deliveries = Deliveries(settings, company.stream, self.loop, metrics)
+
+    def outcomes(self) -> dict[str, float]:
+        """Groups by outcome."""
+        return {
+            sample.labels["outcome"]: sample.value
+            for family in self.registry.collect()
+            for sample in family.samples
+            if sample.name == "medvr_rollout_groups_total"
+        }
+
+    def value(self, name: str, **labels: str) -> float:
+        return self.registry.get_sample_value(name, labels) or 0.0
+
+
+@pytest.fixture
+def worker(company: Company) -> Iterator[Worker]:
+    made = Worker(company)
+    with made.loop:
+        yield made
+
+
+def feed(company: Company, number: int = 0) -> tuple[str, str]:
+    """Group id and payload of a problem that is marked as fed."""
+    task = company.task(number)
+    company.stream.mark_fed(task.group_id, task.position)
+    return task.group_id, encode_task(task)
+
+
+def test_a_transient_failure_is_tried_again(company: Company, worker: Worker) -> None:
+    company.script.failures.extend([503] * 8)
+    group_id, payload = feed(company)
+    worker.deliveries.handle(payload)
+    (entry,) = company.stream.read_new(2, 10)
+    assert decode_group(entry.payload).group_id == group_id
+    assert worker.value("medvr_rollout_retries_total", service="policy") >= 1
+    assert worker.outcomes() == {"appended": 1}
+
+
+def test_a_group_tried_again_is_the_group_it_would_have_been(company: Company) -> None:
+    groups = []
+    for failures in ([], [503] * 8):
+        company.stream.client.flushall()
+        company.stream.open({}, 0)
+        company.script.failures.extend(failures)
+        worker = Worker(company, group_size=6)
+        with worker.loop:
+            worker.deliveries.handle(feed(company)[1])
+        (entry,) = company.stream.read_new(2, 10)
+        groups.append(decode_group(entry.payload).trajectories)
+    assert groups[0] == groups[1]
+
+
+def test_a_group_out_of_retries_is_buried_with_its_reason(company: Company) -> None:
+    company.script.failures.extend([503] * 1000)
+    worker = Worker(company, max_attempts=2)
+    group_id, payload = feed(company)
+    with worker.loop:
+        worker.deliveries.handle(payload)
+    assert company.stream.fates() == {group_id: Fate.DEAD}
+    reason = company.letters()[group_id]
+    assert reason.startswith("policy: 503 Scripted failure")
+    assert reason.endswith("(attempt 2 of 2)")
+    assert company.stream.outstanding() == 0
+    assert worker.outcomes() == {"buried": 1}
+
+
+def test_what_asking_again_cannot_mend_is_buried_at_once(company: Company, worker: Worker) -> None:
+    company.script.failures.extend([422] * 1000)
+    group_id, payload = feed(company)
+    worker.deliveries.handle(payload)
+    assert company.stream.fates() == {group_id: Fate.DEAD}
+    assert company.script.num_described == 1
+    assert "422" in company.letters()[group_id]
+    assert worker.value("medvr_rollout_retries_total", service="policy") == 0
+
+
+def test_an_image_that_zoom_does_not_know_is_buried(company: Company, worker: Worker) -> None:
+    group_id, payload = feed(company)
+    worker.deliveries.handle(payload.replace(company.problems[0].image, "0" * 64))
+    assert company.stream.fates() == {group_id: Fate.DEAD}
+    assert company.letters()[group_id].startswith("zoom: 404")
+
+
+def test_an_attempt_that_takes_too_long_is_buried(company: Company) -> None:
+    company.gate.clear()
+    worker = Worker(company, group_timeout_s=0.5)
+    group_id, payload = feed(company)
+    with worker.loop:
+        worker.deliveries.handle(payload)
+    assert company.letters()[group_id] == "took longer than 0.5 s"
+
+
+def test_a_task_that_keeps_taking_its_worker_down_is_buried(
+    company: Company, worker: Worker
+) -> None:
+    group_id, payload = feed(company)
+    company.stream.client.hset(f"medvr:run:{RUN}:deliveries", group_id, 5)
+    worker.deliveries.handle(payload)
+    assert company.letters() == {group_id: "delivered 5 times in vain"}
+    assert company.script.requests == []
+
+
+def test_a_task_that_is_no_longer_wanted_asks_nobody(company: Company, worker: Worker) -> None:
+    _, payload = feed(company)
+    worker.deliveries.handle(payload)
+    num_requests = len(company.script.requests)
+    worker.deliveries.handle(payload)
+    company.stream.finish()
+    worker.deliveries.handle(feed(company, 1)[1])
+    assert worker.outcomes() == {"appended": 1, "unwanted": 2}
+    assert len(company.script.requests) == num_requests
+
+
+def test_payloads_that_do_not_validate_are_rejected_and_bury_nothing(
+    company: Company, worker: Worker
+) -> None:
+    good = feed(company)[1]
+    bad = [
+        17,
+        "{}",
+        "not JSON",
+        good.replace('"group_id":"', '"group_id":"x'),
+        good.replace(company.problems[0].image, "../../etc/passwd"),
+        good.replace('"question":"Which', '"questoin":"Which'),
+        encode_task(company.task(0, run="another")),
+    ]
+    for payload in bad:
+        worker.deliveries.handle(payload)
+    assert worker.outcomes() == {"rejected": len(bad)}
+    assert company.stream.fates() == {}
+    assert company.letters() == {}
+
+
+def test_a_stopping_worker_gives_back_what_it_is_offered(company: Company, worker: Worker) -> None:
+    _, payload = feed(company)
+    worker.loop.interrupt()
+    with pytest.raises(Reject) as caught:
+        worker.deliveries.handle(payload)
+    assert caught.value.requeue is True
+    assert worker.outcomes() == {"requeued": 1}
+    counts = company.stream.client.hgetall(f"medvr:run:{RUN}:deliveries")
+    assert set(counts.values()) == {b"0"}
