@@ -1,0 +1,153 @@
+"""Checkpoints are whole or absent; versions are never reused."""
+
+import json
+from pathlib import Path
+
+import pytest
+import redis
+import torch
+from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
+
+from services.trainer.checkpoint import CheckpointStore, Progress
+from services.trainer.model import Policy
+from services.trainer.publish import Publisher
+from shared.errors import WeightsError
+from shared.stream import Fate
+from shared.weights import channel_key, decode_pointer, verify_version
+
+CPU = torch.device("cpu")
+
+
+def progress(step: int) -> Progress:
+    return Progress(run="r", step=step, cursor=3 * step, fates={f"g{step}": Fate.TRAINED})
+
+
+def test_the_newest_checkpoint_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    for step in (1, 2, 3):
+        store.save(progress(step), {"x": torch.full((2,), float(step))})
+    found = CheckpointStore(tmp_path, keep=2).newest()
+    assert found is not None
+    assert (found[0].step, found[0].cursor, found[0].fates) == (3, 9, {"g3": Fate.TRAINED})
+    assert torch.equal(store.load_state(found[1])["x"], torch.tensor([3.0, 3.0]))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["000002", "000003"]
+
+
+def test_a_write_that_was_cut_off_is_cleared_away(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=2)
+    store.save(progress(1), {})
+    (tmp_path / ".partial-000002").mkdir()
+    (tmp_path / ".partial-000002" / "state.pt").write_bytes(b"half")
+    again = CheckpointStore(tmp_path, keep=2)
+    assert [p.name for p in tmp_path.iterdir()] == ["000001"]
+    again.save(progress(2), {})
+    found = again.newest()
+    assert found is not None
+    assert found[0].step == 2
+
+
+@pytest.mark.parametrize("damage", ["truncated state", "no progress", "no state"])
+def test_a_damaged_checkpoint_is_passed_over_and_written_anew(tmp_path: Path, damage: str) -> None:
+    store = CheckpointStore(tmp_path, keep=3)
+    store.save(progress(1), {"x": torch.zeros(100)})
+    newest = store.save(progress(2), {"x": torch.zeros(100)})
+    if damage == "truncated state":
+        with (newest / "state.pt").open("r+b") as file:
+            file.truncate(100)
+    elif damage == "no progress":
+        (newest / "progress.json").unlink()
+    else:
+        (newest / "state.pt").unlink()
+    found = store.newest()
+    assert found is not None
+    assert found[0].step == 1
+    store.save(progress(2), {"x": torch.ones(1)})
+    found = store.newest()
+    assert found is not None
+    assert torch.equal(store.load_state(found[1])["x"], torch.ones(1))
+
+
+def test_without_a_checkpoint_there_is_none(tmp_path: Path) -> None:
+    assert CheckpointStore(tmp_path / "new", keep=1).newest() is None
+
+
+@pytest.fixture
+def policy(checkpoint: Path) -> Policy:
+    return Policy.load(checkpoint, CPU)
+
+
+def publisher(client: redis.Redis, base: Path, root: Path, keep: int = 4) -> Publisher:
+    return Publisher(client, base=base, root=root, run="r", channel="policy:train", keep=keep)
+
+
+def test_a_version_is_an_ordinary_checkpoint_and_the_channel_names_it(
+    valkey: redis.Redis, checkpoint: Path, tmp_path: Path, policy: Policy
+) -> None:
+    (checkpoint / "medvr.json").write_text('{"format": 1}')
+    with torch.no_grad():
+        policy.model.get_input_embeddings().weight.add_(1.0)
+    pointer = publisher(valkey, checkpoint, tmp_path).publish(policy, 7)
+    folder = Path(pointer.path)
+    assert folder == tmp_path / "r" / "000007"
+    assert (verify_version(folder).run, verify_version(folder).version) == ("r", 7)
+    value = valkey.get(channel_key("policy:train"))
+    assert isinstance(value, bytes)
+    assert decode_pointer(value) == pointer
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder)
+    ours = policy.model.state_dict()
+    theirs = model.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert AutoTokenizer.from_pretrained(folder).encode(
+        "<answer>A"
+    ) == AutoTokenizer.from_pretrained(checkpoint).encode("<answer>A")
+    for name in ("config.json", "preprocessor_config.json", "chat_template.jinja", "medvr.json"):
+        assert (folder / name).read_bytes() == (checkpoint / name).read_bytes()
+
+
+def test_a_bfloat16_base_is_published_in_bfloat16(
+    valkey: redis.Redis, checkpoint: Path, tmp_path: Path, policy: Policy
+) -> None:
+    base = tmp_path / "half"
+    base.mkdir()
+    for path in checkpoint.iterdir():
+        (base / path.name).write_bytes(path.read_bytes())
+    config = json.loads((base / "config.json").read_text())
+    config["dtype"] = "bfloat16"
+    (base / "config.json").write_text(json.dumps(config))
+    pointer = publisher(valkey, base, tmp_path / "w").publish(policy, 1)
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(pointer.path, dtype="auto")
+    assert model.dtype is torch.bfloat16
+
+
+def test_publishing_the_same_weights_again_is_free_and_other_weights_are_refused(
+    valkey: redis.Redis, checkpoint: Path, tmp_path: Path, policy: Policy
+) -> None:
+    publish = publisher(valkey, checkpoint, tmp_path).publish
+    first = publish(policy, 1)
+    written = (Path(first.path) / "model.safetensors").stat().st_mtime_ns
+    assert publish(policy, 1) == first
+    assert (Path(first.path) / "model.safetensors").stat().st_mtime_ns == written
+    with torch.no_grad():
+        policy.model.get_input_embeddings().weight.add_(1.0)
+    with pytest.raises(WeightsError, match="holds other weights than step 1"):
+        publish(policy, 1)
+
+
+def test_only_the_newest_versions_are_kept(
+    valkey: redis.Redis, checkpoint: Path, tmp_path: Path, policy: Policy
+) -> None:
+    publish = publisher(valkey, checkpoint, tmp_path, keep=2).publish
+    for version in (0, 1, 2):
+        publish(policy, version)
+    assert sorted(p.name for p in (tmp_path / "r").iterdir()) == ["000001", "000002"]
+
+
+def test_a_run_behind_its_published_versions_is_refused(
+    valkey: redis.Redis, checkpoint: Path, tmp_path: Path, policy: Policy
+) -> None:
+    publisher(valkey, checkpoint, tmp_path).publish(policy, 3)
+    again = publisher(valkey, checkpoint, tmp_path)
+    again.refuse_reuse(3)
+    with pytest.raises(WeightsError, match="published version 3, but its newest checkpoint is"):
+        again.refuse_reuse(2)

@@ -1,0 +1,163 @@
+"""One optimizer batch: what may not change its gradient, and what it reports."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from services.trainer.assembly import build_learner
+from services.trainer.images import ImageSource
+from services.trainer.optimizer import GradientError, apply_gradient, learning_rate
+from services.trainer.sample import TrainingSample, build_group
+from services.trainer.step import Learner, StepAbandoned
+from shared.blobs import BlobStore
+from tests.trainer.groups import GroupBuilder
+from tests.trainer.runs import run_settings
+
+
+class Bench:
+    """Learners with chosen settings on the same two groups."""
+
+    def __init__(
+        self, folder: Path, checkpoint: Path, blob_url: str, builder: GroupBuilder
+    ) -> None:
+        self._folder, self._checkpoint, self._blob_url = folder, checkpoint, blob_url
+        self._builder = builder
+
+    def learner(self, **settings: object) -> tuple[Learner, list[TrainingSample]]:
+        images = ImageSource(BlobStore(self._blob_url), self._checkpoint)
+        chosen = run_settings(
+            self._folder,
+            checkpoint=self._checkpoint,
+            blob_url=self._blob_url,
+            redis_url="redis://unused",
+            **settings,
+        )
+        learner = build_learner(chosen, self._checkpoint, images)
+        groups = [
+            build_group(self._builder.group(s), learner.policy.limits, divide=True) for s in (1, 2)
+        ]
+        samples = [sample for group in groups for sample in group.samples]
+        images.hold(span for sample in samples for span in sample.images)
+        return learner, samples
+
+
+@pytest.fixture
+def bench(tmp_path: Path, checkpoint: Path, blob_url: str, builder: GroupBuilder) -> Bench:
+    return Bench(tmp_path, checkpoint, blob_url, builder)
+
+
+def weights_of(learner: Learner) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in learner.policy.parameters()])
+
+
+def never() -> bool:
+    return False
+
+
+def test_the_split_into_micro_batches_changes_nothing(bench: Bench) -> None:
+    figures, gradients = [], []
+    for micro_batch in (1, 3, 8):
+        learner, samples = bench.learner(micro_batch=micro_batch, max_grad_norm=1e9, lr=1e-12)
+        figures.append(learner.take_step(samples, 0, never))
+        # Adam's first moment after one step is 0.1 · gradient
+        moments = [
+            learner.optimizer.state[p]["exp_avg"].flatten() for p in learner.policy.parameters()
+        ]
+        gradients.append(torch.cat(moments))
+    for figure, gradient in zip(figures[1:], gradients[1:], strict=True):
+        assert figure.grad_norm == pytest.approx(figures[0].grad_norm, rel=1e-4)
+        assert figure.loss == pytest.approx(figures[0].loss, abs=1e-5)
+        assert figure.mismatch_kl == pytest.approx(figures[0].mismatch_kl, rel=1e-4)
+        assert (gradient - gradients[0]).norm() < 1e-4 * gradients[0].norm()
+
+
+def test_the_figures_are_means_over_tokens_then_trajectories(bench: Bench) -> None:
+    learner, samples = bench.learner()
+    figures = learner.take_step(samples, 0, never)
+    assert figures.num_trajectories == 8
+    assert figures.num_tokens_trained == sum(s.num_trained_tokens for s in samples)
+    fresh, _ = bench.learner()
+    differences, losses = [], []
+    for sample in samples:
+        chunk = ([sample], [1.0])
+        with torch.no_grad():
+            logprobs = fresh.policy.trained_logprobs(fresh._prepare(chunk)).numpy()
+        log_ratio = logprobs - np.array(sample.sampled_logprobs)
+        differences.append(np.abs(log_ratio).mean())
+        losses.append((-np.minimum(np.exp(log_ratio), 2.0) * sample.advantage).mean())
+    assert figures.logprob_difference == pytest.approx(np.mean(differences), rel=1e-4)
+    assert figures.loss == pytest.approx(np.mean(losses), rel=1e-3)
+
+
+def test_a_step_makes_good_trajectories_likelier_and_bad_ones_less_likely(bench: Bench) -> None:
+    learner, samples = bench.learner(lr=1e-3)
+
+    # as if the engine were the trainer: sampled logprobs are those of the initial weights
+    def logprobs() -> list[float]:
+        with torch.no_grad():
+            return [
+                float(learner.policy.trained_logprobs(learner._prepare(([s], [1.0]))).mean())
+                for s in samples
+            ]
+
+    before = logprobs()
+    for step in range(3):
+        learner.take_step(samples, step, never)
+    gains = np.array(logprobs()) - np.array(before)
+    advantages = np.array([s.advantage for s in samples])
+    assert np.corrcoef(gains, advantages)[0, 1] > 0.5
+
+
+def test_with_one_update_nothing_is_clipped_and_with_several_it_is(bench: Bench) -> None:
+    once, samples = bench.learner(lr=0.01)
+    assert once.take_step(samples, 0, never).clip_fraction == 0.0
+    often, samples = bench.learner(lr=0.01, updates_per_batch=4)
+    assert often.take_step(samples, 0, never).clip_fraction > 0.0
+
+
+def test_the_reference_is_the_initial_policy_and_absent_without_beta(bench: Bench) -> None:
+    without, _ = bench.learner(kl_beta=0.0)
+    assert without.reference is None
+    learner, samples = bench.learner(kl_beta=0.01, lr=1e-3)
+    assert learner.reference is not None
+    initial = learner.reference.model.get_input_embeddings().weight.clone()
+    assert learner.take_step(samples, 0, never).kl_reference == pytest.approx(0.0, abs=1e-6)
+    assert learner.take_step(samples, 1, never).kl_reference > 1e-4
+    assert torch.equal(learner.reference.model.get_input_embeddings().weight, initial)
+
+
+def test_a_stop_before_the_first_update_leaves_the_weights_as_they_were(bench: Bench) -> None:
+    learner, samples = bench.learner(micro_batch=2)
+    before = weights_of(learner)
+    looks = iter([False, False, True])
+    with pytest.raises(StepAbandoned):
+        learner.take_step(samples, 0, lambda: next(looks))
+    assert torch.equal(weights_of(learner), before)
+    assert all(p.grad is None for p in learner.policy.parameters())
+
+
+def test_the_gradient_is_clipped_to_its_norm(bench: Bench) -> None:
+    learner, samples = bench.learner(max_grad_norm=1e-3, lr=1e-12)
+    assert learner.take_step(samples, 0, never).grad_norm > 1e-3
+    moments = torch.cat(
+        [learner.optimizer.state[p]["exp_avg"].flatten() for p in learner.policy.parameters()]
+    )
+    assert float(moments.norm()) == pytest.approx(0.1 * 1e-3, rel=1e-3)
+
+
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights() -> None:
+    module = torch.nn.Linear(2, 1, bias=False)
+    before = module.weight.detach().clone()
+    optimizer = torch.optim.AdamW(module.parameters(), lr=0.1)
+    module.weight.grad = torch.tensor([[1.0, float("nan")]])
+    with pytest.raises(GradientError, match="the step was not taken"):
+        apply_gradient(module, optimizer, lr=0.1, max_norm=1.0)
+    assert torch.equal(module.weight, before)
+
+
+def test_warm_up_is_linear_and_then_flat() -> None:
+    rates = [learning_rate(step, peak=1.0, warmup_steps=4) for step in range(6)]
+    assert rates == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert learning_rate(0, peak=0.3, warmup_steps=0) == 0.3
