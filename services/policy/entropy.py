@@ -1,6 +1,6 @@
 """Exact entropies where the logits are: masking, H_t, forced tokens, and who is waiting for them.
 
-Runs in vLLM's worker process. Legend: R rows (requests of a step), V vocabulary.
+Runs in vLLM's worker process. Legend: r rows (requests of a step), v vocabulary.
 
 Invariant: a request's record holds one entry per *position*, addressed by how many tokens the
 request has sampled so far. A row that is computed twice (a chunk of a long prompt, a request that
@@ -18,12 +18,12 @@ MAX_RECORDS = 8192
 _STEPS_PER_FLUSH = 32
 
 
-def entropy_nats(logits_RV: torch.Tensor) -> torch.Tensor:
+def entropy_nats(logits_rv: torch.Tensor) -> torch.Tensor:
     """H_t = −Σ_j p_{t,j} ln p_{t,j} (METHOD.md, EVR) of each row, exact over the vocabulary.
 
     Forbidden tokens carry −inf and count as p = 0. Returns float32 [R].
     """
-    return torch.special.entr(torch.softmax(logits_RV, dim=-1, dtype=torch.float32)).sum(dim=-1)
+    return torch.special.entr(torch.softmax(logits_rv, dim=-1, dtype=torch.float32)).sum(dim=-1)
 
 
 @dataclass(slots=True, eq=False)
@@ -71,12 +71,12 @@ class EntropyTable:
         record.output_token_ids = output_token_ids
         return record
 
-    def add_step(self, entropies_R: torch.Tensor, record_by_row: dict[int, Record]) -> None:
+    def add_step(self, entropies_r: torch.Tensor, record_by_row: dict[int, Record]) -> None:
         """Entropies of one step; positions are read now, values are copied later."""
         rows = [
             (row, record, len(record.output_token_ids)) for row, record in record_by_row.items()
         ]
-        self._pending.append((entropies_R, rows))
+        self._pending.append((entropies_r, rows))
         if len(self._pending) >= _STEPS_PER_FLUSH:
             self._flush()
 
@@ -103,7 +103,7 @@ class EntropyTable:
         return record.entropies_nats[start:], record.forced_logprobs
 
 
-def force_tokens(logits_RV: torch.Tensor, record_by_row: dict[int, Record]) -> None:
+def force_tokens(logits_rv: torch.Tensor, record_by_row: dict[int, Record]) -> None:
     """Give all probability to the forced token of each forced row; remember its ln p first."""
     forced: list[tuple[int, Record, int]] = []
     for row, record in record_by_row.items():
@@ -113,10 +113,10 @@ def force_tokens(logits_RV: torch.Tensor, record_by_row: dict[int, Record]) -> N
     for row, record, position in forced:
         assert record.forced_token_ids is not None
         token_id = record.forced_token_ids[position]
-        logprobs_V = torch.log_softmax(logits_RV[row], dim=-1, dtype=torch.float32)
-        _put(record.forced_logprobs, position, float(logprobs_V[token_id]))
-        logits_RV[row].fill_(-torch.inf)
-        logits_RV[row, token_id] = 0.0
+        logprobs_v = torch.log_softmax(logits_rv[row], dim=-1, dtype=torch.float32)
+        _put(record.forced_logprobs, position, float(logprobs_v[token_id]))
+        logits_rv[row].fill_(-torch.inf)
+        logits_rv[row, token_id] = 0.0
 
 
 TABLE = EntropyTable()

@@ -38,9 +38,7 @@ def decode_shown_image(png: bytes, name: str, limits: PixelLimits) -> Image.Imag
     if size.width_px % PATCH_FACTOR_PX or size.height_px % PATCH_FACTOR_PX:
         raise _refuse(f"{shape}; both sides must be multiples of {PATCH_FACTOR_PX}")
     if not limits.min_pixels <= size.num_pixels <= limits.max_pixels:
-        raise _refuse(
-            f"{shape}; the model takes {limits.min_pixels} to {limits.max_pixels} pixels"
-        )
+        raise _refuse(f"{shape}; the model takes {limits.min_pixels} to {limits.max_pixels} pixels")
     if max(image.size) > 200 * min(image.size):
         raise _refuse(f"{shape}: too elongated (ratio over 200)")
     try:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+from http import HTTPStatus
 from typing import Any, TypeVar
 
 import msgspec
@@ -34,9 +35,13 @@ _CLOSED = 499
 
 
 async def _body(request: Request, model: type[M]) -> M:
-    """The validated body. Raises `ApiProblem`-free errors that `_answer` turns into problems."""
+    """The validated body; `_answer` turns what does not validate into a problem."""
     if int(request.headers.get("content-length") or 0) > _MAX_BODY_BYTES:
-        raise ApiProblem(413, "Request too large", f"at most {_MAX_BODY_BYTES} bytes")  # pyright: ignore[reportArgumentType]
+        raise ApiProblem(
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            "Request too large",
+            f"at most {_MAX_BODY_BYTES} bytes",
+        )
     return model.model_validate_json(await request.body())
 
 
@@ -101,19 +106,23 @@ async def _ndjson(
         await lines.aclose()
 
 
-def add_routes(app: FastAPI) -> None:
-    """Add MedVR's routes; they find the service in `app.state.medvr`."""
+class PolicyRoutes:
+    """Handlers of MedVR's routes; the service is in `app.state.medvr` once the engine runs."""
 
-    def service() -> PolicyService:
-        return app.state.medvr
+    def __init__(self, app: FastAPI) -> None:
+        self._state = app.state
 
-    async def generate(http: Request) -> Response:
+    @property
+    def _service(self) -> PolicyService:
+        return self._state.medvr
+
+    async def generate(self, http: Request) -> Response:
         """Continue the segments by one turn."""
 
         async def handle() -> Response:
             body = await _body(http, GenerateRequest)
-            service().require_ready()
-            generator = service().generator
+            self._service.require_ready()
+            generator = self._service.generator
             prompt = await generator.prepare(body)
             identity = request_id.get()
             if body.stream:
@@ -124,38 +133,45 @@ def add_routes(app: FastAPI) -> None:
 
         return await _answer(handle)
 
-    async def entropy(http: Request) -> Response:
+    async def entropy(self, http: Request) -> Response:
         """Score a given continuation."""
 
         async def handle() -> Response:
             body = await _body(http, EntropyRequest)
-            service().require_ready()
-            score = service().scorer.score(body, request_id.get())
+            self._service.require_ready()
+            score = self._service.scorer.score(body, request_id.get())
             scored = await _unless_closed(http, score)
             return Response(status_code=_CLOSED) if scored is None else _json(scored)
 
         return await _answer(handle)
 
-    async def policy() -> Response:
+    async def policy(self) -> Response:
         """What is served, and what a caller must know to use it."""
-        return _json(service().describe())
+        return _json(self._service.describe())
 
-    async def ready() -> Response:
+    async def ready(self) -> Response:
         """Warm, and caught up with the weights channel."""
         try:
-            service().require_ready()
+            self._service.require_ready()
         except ApiProblem as problem:
             failures = {"policy": problem.detail}
             return JSONResponse({"status": "not ready", "failures": failures}, status_code=503)
         return JSONResponse({"status": "ready"})
 
+
+def add_routes(app: FastAPI) -> None:
+    """Add MedVR's routes to vLLM's app."""
+    routes = PolicyRoutes(app)
+
     def add(path: str, method: str, handler: Callable[..., Any], **documented: Any) -> None:
         app.add_api_route(path, handler, methods=[method], tags=["medvr"], **documented)
 
-    add("/medvr/v1/generate", "POST", generate, **_documented(GenerateRequest, GenerateResponse))
-    add("/medvr/v1/entropy", "POST", entropy, **_documented(EntropyRequest, EntropyResponse))
-    add("/medvr/v1/policy", "GET", policy, responses={200: {"model": PolicyDescription}})
-    add("/ready", "GET", ready)
+    generate = _documented(GenerateRequest, GenerateResponse)
+    add("/medvr/v1/generate", "POST", routes.generate, **generate)
+    entropy = _documented(EntropyRequest, EntropyResponse)
+    add("/medvr/v1/entropy", "POST", routes.entropy, **entropy)
+    add("/medvr/v1/policy", "GET", routes.policy, responses={200: {"model": PolicyDescription}})
+    add("/ready", "GET", routes.ready)
 
 
 def _documented(body: type[BaseModel], answer: type[BaseModel]) -> dict[str, Any]:

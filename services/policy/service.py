@@ -107,9 +107,7 @@ class PolicyService:
         turns = [
             GenerateRequest(segments=segments, max_tokens=4, temperature=t) for t in (0.0, 1.0, 1.0)
         ]
-        await asyncio.gather(
-            *(self.generator.generate(turn, prompt, "warm-up") for turn in turns)
-        )
+        await asyncio.gather(*(self.generator.generate(turn, prompt, "warm-up") for turn in turns))
         if self._settings.entropies:
             request = EntropyRequest(segments=segments, continuation="A picture.")
             await self.scorer.score(request, "warm-up")

@@ -143,7 +143,7 @@ class WeightsFollower:
         try:
             manifest = await asyncio.to_thread(self._verify, pointer, folder)
             await self.swap(ServedWeights(pointer.run, pointer.version, str(folder), manifest))
-        except Exception as error:  # noqa: BLE001 - the old version serves on
+        except Exception as error:
             self._refused = (pointer, time.monotonic())
             self.waiting_for = f"version {where} cannot be served: {error}"
             if isinstance(error, WeightsError | OSError | ValueError):
@@ -169,10 +169,10 @@ class WeightsFollower:
         try:
             await self._engine.pause()
             await self._load_or_restore(new)
+            self.serving = new
         finally:
             await self._engine.resume()
         seconds = time.perf_counter() - started
-        self.serving = new
         self._metrics.swap_seconds.observe(seconds)
         self._metrics.swaps.labels("swapped").inc()
         self._metrics.weights_version.set(new.version)

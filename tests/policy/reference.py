@@ -31,10 +31,8 @@ class Reference:
         self.forbidden_ids = [vocabulary[t] for t in VISION_PLACEHOLDERS if t in vocabulary]
         self._image_pad_id = vocabulary["<|image_pad|>"]
 
-    @torch.inference_mode()
-    def logits_TV(  # noqa: N802 - T positions, V vocabulary
-        self, token_ids: Sequence[int], images: Sequence[Image.Image]
-    ) -> torch.Tensor:
+    @torch.no_grad()
+    def logits_TV(self, token_ids: Sequence[int], images: Sequence[Image.Image]) -> torch.Tensor:
         """Unmasked logits after each position of a sequence with expanded image placeholders."""
         ids = torch.tensor([list(token_ids)])
         inputs: dict[str, torch.Tensor] = {

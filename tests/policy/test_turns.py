@@ -66,9 +66,7 @@ async def test_a_stop_string_ends_the_turn_and_stays_in_its_tokens(
 
 async def test_end_of_sequence_is_kept_with_its_own_text(policy: PolicyClient) -> None:
     segments = [TextSegment(text="A")]
-    turns = [
-        await policy.generate(_turn(segments, max_tokens=900, seed=seed)) for seed in range(3)
-    ]
+    turns = [await policy.generate(_turn(segments, max_tokens=900, seed=seed)) for seed in range(3)]
     ended = [turn for turn in turns if turn.finish == "end_of_sequence"]
     assert ended
     for turn in ended:
