@@ -127,6 +127,8 @@ class CommandLines:
             "--appendonly": "yes",
             "--appendfsync": fsync,
             "--save": "",
+            # Its title would overwrite the environment that marks it as a part of the stack.
+            "--set-proc-title": "no",
         }
         return ProcessSpec(
             name="valkey",

@@ -23,7 +23,8 @@ from services.local.spec import ProcessSpec
 from services.local.state import ProcessState, StackError, StackFolder, StackState
 from services.local.supervisor import ChildReport, ChildState, Supervisor
 
-READY_TIMEOUT_S = 300.0
+READY_TIMEOUT_S = 600.0
+"""Half a minute on two idle cores; minutes on busy ones."""
 _POLL_S = 0.2
 _KEPT_LOG_BYTES = 8 * 1024 * 1024
 
