@@ -1,7 +1,8 @@
 """Where phantoms take place: real anatomy that ships inside Python wheels, nothing downloaded.
 
 Brain: the MNI152 T1 template (nilearn). Retina: a fundus photograph (scikit-image). CT: the small
-test slice of pydicom. Each background is a float image [336, 336, 3] with a mask of where a lesion may be.
+test slice of pydicom. Each background is a float image
+[336, 336, 3] with a mask of where a lesion may be.
 """
 
 from collections.abc import Callable
@@ -28,8 +29,8 @@ _BRAIN_AXIAL_SLICES = (60, 125)
 class Background:
     """A picture without a lesion."""
 
-    image_HW3: FloatImage
-    mask_HW: NDArray[np.bool_]
+    image_hw3: FloatImage
+    mask_hw: NDArray[np.bool_]
     """Where the centre of a lesion may be."""
 
 
@@ -85,9 +86,9 @@ def _turned(
     return np.clip(np.stack(planes, axis=-1), 0, 1)
 
 
-def _inside(mask_HW: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _inside(mask_hw: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """The mask away from its own rim and from the image's border."""
-    inner = ndimage.binary_erosion(ndimage.binary_fill_holes(mask_HW), iterations=12)
+    inner = ndimage.binary_erosion(ndimage.binary_fill_holes(mask_hw), iterations=12)
     inner[:_MARGIN_PX] = inner[-_MARGIN_PX:] = False
     inner[:, :_MARGIN_PX] = inner[:, -_MARGIN_PX:] = False
     return inner

@@ -22,7 +22,7 @@ KINDS = ("plain", "rows", "columns", "rising lines", "falling lines", "checks")
 """Names of the patterns, in the order of the options A, B, …"""
 
 PERIOD_PX = 3.0
-"""Of the pattern along an axis: above the view's Nyquist frequency, readable in a crop enlarged twofold."""
+"""Of the pattern along an axis: too fine for the view, readable in a crop enlarged twofold."""
 
 _PROJECTION_ROUNDS = 12
 
@@ -91,7 +91,7 @@ def soft_disc(size_px: int, radius_px: float, edge_px: float = 2.0) -> FloatImag
     return np.clip((radius_px - np.hypot(x, y)) / edge_px + 0.5, 0.0, 1.0)
 
 
-def draw_lesion(background_HW3: FloatImage, lesion: Lesion) -> FloatImage:
+def draw_lesion(background_hw3: FloatImage, lesion: Lesion) -> FloatImage:
     """The background with the lesion blended in; the input is left as it is."""
     reach = lesion.radius_px + 12
     top, left = (lesion.y - reach) // 2 * 2, (lesion.x - reach) // 2 * 2
@@ -102,18 +102,18 @@ def draw_lesion(background_HW3: FloatImage, lesion: Lesion) -> FloatImage:
         axis=(0, 1),
     )
     layer = invisible_at_half_size(disc * pattern(lesion.kind, size, lesion.phase))
-    return _blended(background_HW3, (top, left), disc, layer, lesion)
+    return _blended(background_hw3, (top, left), disc, layer, lesion)
 
 
 def _blended(
-    background_HW3: FloatImage,
+    background_hw3: FloatImage,
     corner: tuple[int, int],
     disc: FloatImage,
     layer: FloatImage,
     lesion: Lesion,
 ) -> FloatImage:
     """Disc and pattern added at `corner` (top, left), cut at the image's edges."""
-    height, width, _ = background_HW3.shape
+    height, width, _ = background_hw3.shape
     top, left = corner
     size = disc.shape[0]
     rows = slice(max(0, top), min(height, top + size))
@@ -124,13 +124,13 @@ def _blended(
     )
     weight = disc[inner][..., None]
     colour = np.asarray(lesion.tint) * lesion.level
-    drawn = background_HW3.copy()
+    drawn = background_hw3.copy()
     drawn[rows, columns] = drawn[rows, columns] * (1 - weight) + colour * weight
     drawn[rows, columns] += lesion.amplitude * layer[inner][..., None]
     return drawn
 
 
-def to_image(image_HW3: FloatImage) -> Image.Image:
+def to_image(image_hw3: FloatImage) -> Image.Image:
     """The float image as 8-bit RGB."""
-    levels = np.clip(np.rint(image_HW3 * 255), 0, 255).astype(np.uint8)
+    levels = np.clip(np.rint(image_hw3 * 255), 0, 255).astype(np.uint8)
     return Image.fromarray(levels)

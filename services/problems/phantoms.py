@@ -20,8 +20,8 @@ OPTIONS = KINDS
 _LETTERS = "ABCDEFGHIJ"
 
 _RADIUS_PX = (12, 16)
-_LEVEL = (0.76, 0.86)
-_AMPLITUDE = 0.24
+_LEVEL = (0.68, 0.74)
+_AMPLITUDE = 0.2
 _TINTS = {"retina": (1.0, 0.95, 0.75)}
 
 
@@ -47,7 +47,7 @@ class Phantom:
 
 def place_lesion(background: Background, rng: Generator, modality: str, kind: int) -> Lesion:
     """A lesion of the given kind somewhere inside the background's mask."""
-    ys, xs = np.nonzero(background.mask_HW)
+    ys, xs = np.nonzero(background.mask_hw)
     chosen = int(rng.integers(len(ys)))
     return Lesion(
         x=int(xs[chosen]),
@@ -66,7 +66,7 @@ def render_phantom(modality: str, seed: int, index: int) -> Phantom:
     rng = np.random.default_rng([zlib.crc32(modality.encode()), seed, index])
     background = BACKGROUNDS[modality](rng)
     lesion = place_lesion(background, rng, modality, kind=int(rng.integers(len(KINDS))))
-    image = to_image(draw_lesion(background.image_HW3, lesion))
+    image = to_image(draw_lesion(background.image_hw3, lesion))
     return Phantom(f"{modality}-{seed}-{index:05d}", image, lesion, modality)
 
 

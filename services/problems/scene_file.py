@@ -21,15 +21,14 @@ LETTERS = "ABCDEFGHIJ"
 FORMAT = 1
 
 _ROWS_PER_GROUP = 256
-_LOOK = pa.struct(
-    [("bbox_2d", pa.list_(pa.int16())), ("crop_png", pa.binary()), ("imitated", pa.bool_())]
-)
+_LOOK = pa.struct([("bbox_2d", pa.list_(pa.int16())), ("crop_png", pa.binary())])
 _SCHEMA = pa.schema(
     [
         ("row_kind", pa.string()),
         ("image_png", pa.binary()),
         ("looks", pa.list_(_LOOK)),
         ("answer", pa.string()),
+        ("target", pa.list_(pa.float32())),
         ("true_box", pa.list_(pa.int16())),
     ]
 )
@@ -37,15 +36,13 @@ _SCHEMA = pa.schema(
 
 def _scene_row(index: int, *, seed: int, found_share: float) -> dict[str, object]:
     scene = render_scene(seed, index, found_share)
-    looks = [
-        {"bbox_2d": k.bbox_2d, "crop_png": encode_png(k.crop), "imitated": k.imitated}
-        for k in scene.looks
-    ]
+    looks = [{"bbox_2d": look.bbox_2d, "crop_png": encode_png(look.crop)} for look in scene.looks]
     return {
         "row_kind": "scene",
         "image_png": encode_png(scene.view),
         "looks": looks,
         "answer": LETTERS[scene.kind],
+        "target": scene.target,
         "true_box": [],
     }
 
@@ -57,17 +54,21 @@ def _probe_row(index: int, *, seed: int) -> dict[str, object]:
         "image_png": encode_png(phantom.image),
         "looks": [],
         "answer": phantom.gold_answer,
+        "target": [],
         "true_box": phantom.box.as_tuple(),
     }
 
 
 def _rows(
-    pool: ProcessPoolExecutor, seed: int, num_scenes: int, num_probes: int, found_share: float
+    pool: ProcessPoolExecutor,
+    scenes: tuple[int, int],
+    probes: tuple[int, int],
+    found_share: float,
 ) -> Iterator[dict[str, object]]:
-    """All rows in order, rendered in parallel; the order and bytes do not depend on the pool."""
-    scene = partial(_scene_row, seed=seed, found_share=found_share)
-    yield from pool.map(scene, range(num_scenes), chunksize=32)
-    yield from pool.map(partial(_probe_row, seed=seed), range(num_probes), chunksize=32)
+    """All rows in order, rendered in parallel, from (number, seed) of scenes and of probes."""
+    scene = partial(_scene_row, seed=scenes[1], found_share=found_share)
+    yield from pool.map(scene, range(scenes[0]), chunksize=32)
+    yield from pool.map(partial(_probe_row, seed=probes[1]), range(probes[0]), chunksize=32)
 
 
 def write_scene_file(
@@ -76,6 +77,7 @@ def write_scene_file(
     seed: int,
     num_scenes: int,
     num_probes: int,
+    probe_seed: int,
     found_share: float,
     num_processes: int,
 ) -> None:
@@ -83,6 +85,7 @@ def write_scene_file(
     out.parent.mkdir(parents=True, exist_ok=True)
     about = {
         "format": str(FORMAT),
+        "num_scenes": str(num_scenes),
         "question": QUESTION,
         "options": "\n".join(OPTIONS),
         "seed": str(seed),
@@ -94,7 +97,7 @@ def write_scene_file(
         ProcessPoolExecutor(num_processes) as pool,
         pq.ParquetWriter(out, schema, compression="none") as writer,
     ):
-        rows = _rows(pool, seed, num_scenes, num_probes, found_share)
+        rows = _rows(pool, (num_scenes, seed), (num_probes, probe_seed), found_share)
         for row in tqdm(rows, total=num_scenes + num_probes, desc="scenes", unit="scene"):
             held.append(row)
             if len(held) == _ROWS_PER_GROUP:

@@ -1,9 +1,9 @@
 """Generic scenes: what the tiny base policy is pre-trained on before it ever sees a phantom.
 
-A scene is a picture with one patterned target. Pictures are noise, gradients, clutter, everyday photographs
-and brain slices; targets are squares, diamonds and rings, never the soft bright discs of the
-phantoms. Scenes teach the format, the reading of crops and a weak sense of place: only a part of
-the looks that are imitated go to the target, the others go anywhere.
+A scene is a picture with one patterned target. Pictures are noise, gradients, clutter, everyday
+photographs and brain slices; targets are squares, diamonds and rings, never the soft bright discs
+of the phantoms. Scenes teach the format, the reading of crops and a weak sense of place: only a
+part of the looks that are imitated go to the target, the others go anywhere.
 """
 
 import zlib
@@ -36,6 +36,9 @@ BOX_PX = 42
 GRID_PX = 7
 """Box corners are multiples of this, in view pixels."""
 
+_JITTER_PX = 8.0
+"""Standard deviation of a found look's centre around the target's, in view pixels."""
+
 _LIMITS = PixelLimits(min_pixels=VIEW_PX**2, max_pixels=VIEW_PX**2)
 _PHOTOGRAPHS = (
     "astronaut.png",
@@ -59,8 +62,7 @@ class Look:
     bbox_2d: tuple[int, int, int, int]
     """Where, in view pixels."""
     crop: Image.Image
-    imitated: bool
-    """Whether the box itself is taught; otherwise only what is read in it."""
+    """What is shown of it."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ class Scene:
     looks: tuple[Look, ...]
     kind: int
     """Index into `KINDS`."""
+    target: tuple[float, float]
+    """Centre of the target, in view pixels."""
 
 
 @cache
@@ -123,7 +127,7 @@ def _everyday(rng: Generator) -> FloatImage:
 
 
 def _brain_slice(rng: Generator) -> FloatImage:
-    return brain(rng).image_HW3
+    return brain(rng).image_hw3
 
 
 _PICTURES: tuple[tuple[float, Callable[[Generator], FloatImage]], ...] = (
@@ -159,30 +163,28 @@ def _with_target(picture: FloatImage, rng: Generator, kind: int) -> tuple[FloatI
     layer = invisible_at_half_size(weight * pattern(kind, size, phase))
     drawn = picture.copy()
     region = drawn[top : top + size, left : left + size]
-    colour = rng.uniform(0.7, 0.9) * rng.uniform(0.75, 1.0, 3)
+    colour = rng.uniform(0.64, 0.74) * rng.uniform(0.8, 1.0, 3)
     region *= 1 - weight[..., None]
-    region += weight[..., None] * colour + rng.uniform(0.15, 0.28) * layer[..., None]
+    region += weight[..., None] * colour + rng.uniform(0.17, 0.25) * layer[..., None]
     return drawn, left + size // 2, top + size // 2
 
 
 def _box_around(x: float, y: float) -> tuple[int, int, int, int]:
     """The box of the taught size nearest to a centre in view pixels, on the grid."""
     last = VIEW_PX - BOX_PX
-    left, top = (
-        int(np.clip(round((c - BOX_PX / 2) / GRID_PX) * GRID_PX, 0, last)) for c in (x, y)
-    )
+    left, top = (int(np.clip(round((c - BOX_PX / 2) / GRID_PX) * GRID_PX, 0, last)) for c in (x, y))
     return (left, top, left + BOX_PX, top + BOX_PX)
 
 
-def _look(picture: Image.Image, centre: tuple[float, float], *, imitated: bool) -> Look:
+def _look(picture: Image.Image, centre: tuple[float, float]) -> Look:
     bbox_2d = _box_around(*centre)
     original, view = ImageSize(*picture.size), ImageSize(VIEW_PX, VIEW_PX)
     box = place_box(view_to_original(bbox_2d, view, original), original)
-    return Look(bbox_2d, show_region(picture, box, _LIMITS), imitated)
+    return Look(bbox_2d, show_region(picture, box, _LIMITS))
 
 
-def render_scene(seed: int, index: int, found_share: float, num_readings: int = 2) -> Scene:
-    """Scene number `index`; `found_share` of the imitated looks go near the target."""
+def render_scene(seed: int, index: int, found_share: float, num_looks: int = 3) -> Scene:
+    """Scene number `index`; of its looks about `found_share` go near the target."""
     rng = np.random.default_rng([zlib.crc32(b"scene"), seed, index])
     shares = [share for share, _ in _PICTURES]
     _, make = _PICTURES[int(rng.choice(len(_PICTURES), p=shares))]
@@ -190,13 +192,12 @@ def render_scene(seed: int, index: int, found_share: float, num_readings: int = 
     drawn, x, y = _with_target(make(rng), rng, kind)
     picture = to_image(drawn)
     target = np.array([x, y]) * VIEW_PX / ORIGINAL_PX
-    if rng.random() < found_share:
-        centre = target + rng.normal(0, 8, 2)
-    else:
-        centre = rng.uniform(BOX_PX / 2, VIEW_PX - BOX_PX / 2, 2)
-    looks = [_look(picture, tuple(centre), imitated=True)]
-    for _ in range(num_readings):
-        near = target + rng.uniform(-16, 16, 2)
-        looks.append(_look(picture, tuple(near), imitated=False))
+    looks: list[Look] = []
+    for _ in range(num_looks):
+        if rng.random() < found_share:
+            centre = target + rng.normal(0, _JITTER_PX, 2)
+        else:
+            centre = rng.uniform(BOX_PX / 2, VIEW_PX - BOX_PX / 2, 2)
+        looks.append(_look(picture, (float(centre[0]), float(centre[1]))))
     view = show_region(picture, Box.whole(ImageSize(*picture.size)), _LIMITS)
-    return Scene(view, tuple(looks), kind)
+    return Scene(view, tuple(looks), kind, (float(target[0]), float(target[1])))

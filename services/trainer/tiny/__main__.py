@@ -1,4 +1,4 @@
-"""`medvr tiny-base --scenes FILE --out FOLDER`: pre-train the tiny base policy on rendered scenes."""
+"""`medvr tiny-base --scenes FILE --out FOLDER`: pre-train the tiny base policy."""
 
 import argparse
 import subprocess
@@ -45,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     from services.trainer.tiny.architecture import build_config, build_model
     from services.trainer.tiny.checkpoint import save_checkpoint
     from services.trainer.tiny.measure import measure
-    from services.trainer.tiny.pretrain import PretrainSettings, pretrain
+    from services.trainer.tiny.pretrain import pretrain
+    from services.trainer.tiny.recipe import PretrainSettings
     from services.trainer.tiny.scenes import read_scene_file
     from services.trainer.tiny.tokenizer import build_tokenizer
     from services.trainer.tiny.wording import corpus

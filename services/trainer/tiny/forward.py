@@ -16,7 +16,7 @@ from transformers.vision_utils import get_vision_position_ids
 from services.trainer.tiny.sequences import Batch
 
 
-def image_features_NTH(
+def image_features(
     visual: Qwen2_5_VisionTransformerPretrainedModel,
     patches_NPD: torch.Tensor,
     grid_hw: tuple[int, int],
@@ -42,7 +42,7 @@ def image_features_NTH(
     return visual.merger(x.reshape(num * patches, -1)).view(num, patches // 4, -1)
 
 
-def hidden_states_BLH(
+def hidden_states(
     model: Qwen2_5_VLForConditionalGeneration,
     batch: Batch,
     image_pad_id: int,

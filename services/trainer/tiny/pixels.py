@@ -1,7 +1,7 @@
 """From 8-bit pictures to what Qwen2.5-VL's vision tower takes: the image processor, batched.
 
-The arithmetic is the processor's (tested against it), done at once for many pictures of one size. Shapes: N
-pictures, P = (H/14)·(W/14) patches each, D = 3·2·14·14 numbers per patch.
+The arithmetic is the processor's (tested against it), done at once for many pictures of one size.
+Shapes: N pictures, P = (H/14)·(W/14) patches each, D = 3·2·14·14 numbers per patch.
 """
 
 import io
@@ -26,7 +26,7 @@ def decode(png: bytes) -> NDArray[np.uint8]:
         return np.asarray(picture.convert("RGB"))
 
 
-def patches_NPD(pictures_NHW3: NDArray[np.uint8]) -> torch.Tensor:
+def to_patches(pictures_NHW3: NDArray[np.uint8]) -> torch.Tensor:
     """Normalised patches in the order the vision tower expects (2x2 merge blocks together)."""
     num, height, width, _ = pictures_NHW3.shape
     levels = torch.from_numpy(pictures_NHW3).permute(0, 3, 1, 2).float() / 255
@@ -40,7 +40,7 @@ def patches_NPD(pictures_NHW3: NDArray[np.uint8]) -> torch.Tensor:
     return doubled.reshape(num, rows * columns, -1)
 
 
-def grid_N3(num: int, height_px: int, width_px: int) -> torch.Tensor:
+def image_grids(num: int, height_px: int, width_px: int) -> torch.Tensor:
     """`image_grid_thw` of `num` pictures of one size."""
     return torch.tensor([[1, height_px // PATCH_PX, width_px // PATCH_PX]]).expand(num, 3)
 

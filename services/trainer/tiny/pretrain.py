@@ -1,11 +1,14 @@
 """Supervised pre-training of the tiny base policy on generic scenes.
 
-One epoch-shuffled pass after another; a batch is `scenes_per_step` scenes with all their looks, so
-the view of a scene is encoded once for all its looks. Deterministic from the seed for a given thread count.
+Three stages: the vision tower learns from hints (kinds, salience); then the text model learns to
+place and spell looks, the vision tower held still; then the whole imitates the scenes' looks and
+answers. In the last, one shuffled pass follows another; a batch is `scenes_per_step` scenes with
+all their looks, so a view is encoded once for all its looks. Deterministic from the seed for a
+given thread count.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
 
@@ -15,32 +18,14 @@ from torch.nn import functional
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
 
-from services.trainer.tiny.forward import hidden_states_BLH, image_features_NTH, trained_loss
-from services.trainer.tiny.pixels import decode_all, patches_NPD
+from services.trainer.tiny.forward import hidden_states, image_features, trained_loss
+from services.trainer.tiny.hints import Hints
+from services.trainer.tiny.pixels import decode_all, to_patches
+from services.trainer.tiny.recipe import PATCH_GRID_HW, PretrainSettings
 from services.trainer.tiny.scenes import Scene, SceneFile
 from services.trainer.tiny.sequences import Batch, Speller
+from services.trainer.tiny.warmup import warm_looks_up, warm_vision_up
 from services.trainer.tiny.wording import ANSWER_THOUGHTS, LOOK_THOUGHTS
-
-PATCH_GRID_HW = (12, 12)
-
-
-@dataclass(frozen=True)
-class PretrainSettings:
-    """How long and how fast."""
-
-    num_steps: int
-    scenes_per_step: int = 12
-    peak_lr: float = 1.5e-3
-    warmup_steps: int = 30
-    vision_steps: int = 80
-    """Steps before the others in which only the vision tower learns, from the hint."""
-    vision_lr: float = 1e-3
-    vision_crops_per_step: int = 48
-    weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
-    hint_weight: float = 0.5
-    """Of the vision hint's loss beside the policy's."""
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,27 +33,10 @@ class StepMetrics:
     """What one step measured, on the batch it trained on."""
 
     loss_nats: float
-    hint_accuracy: float
-    """Share of kinds right by the vision hint."""
+    place_accuracy: float
+    """Share of targets placed within a cell of 14 px by the hint."""
     reading_accuracy: float
-    """Share of letters right (argmax) where the target is in the crop."""
-
-
-class VisionHint(nn.Module):
-    """Names the kind from a crop's image tokens alone; thrown away after pre-training.
-
-    Reading a pattern is a plateau: from the letter's gradient alone the vision tower had not left
-    chance after 140 steps, with the hint it reads nine crops of ten after 50.
-    """
-
-    def __init__(self, hidden: int, num_kinds: int) -> None:
-        super().__init__()
-        self.per_token = nn.Sequential(nn.Linear(hidden, hidden), nn.GELU())
-        self.kind = nn.Linear(hidden, num_kinds)
-
-    def forward(self, crops_NTH: torch.Tensor) -> torch.Tensor:
-        """Logits of the kind, [N, num_kinds]."""
-        return self.kind(self.per_token(crops_NTH).mean(dim=1))
+    """Share of letters right (argmax) where the crop shows the target."""
 
 
 def learning_rate(step: int, settings: PretrainSettings) -> float:
@@ -100,7 +68,6 @@ def _spelt(scenes: list[Scene], speller: Speller, random: Random) -> Batch:
                 look.bbox_2d,
                 scene.answer,
                 (random.randrange(len(LOOK_THOUGHTS)), random.randrange(len(ANSWER_THOUGHTS))),
-                imitated=look.imitated,
             )
             for scene in scenes
             for look in scene.looks
@@ -113,17 +80,13 @@ def _features(model: Qwen2_5_VLForConditionalGeneration, scenes: list[Scene]) ->
     num_looks = sum(len(scene.looks) for scene in scenes)
     pngs = [scene.view_png for scene in scenes]
     pngs += [look.crop_png for scene in scenes for look in scene.looks]
-    encoded = image_features_NTH(
-        model.model.visual, patches_NPD(decode_all(pngs)), PATCH_GRID_HW
-    )
+    encoded = image_features(model.model.visual, to_patches(decode_all(pngs)), PATCH_GRID_HW)
     view_of_look = [i for i, scene in enumerate(scenes) for _ in scene.looks]
     views, crops = encoded[view_of_look], encoded[len(scenes) :]
     return torch.stack([views, crops], dim=1).reshape(num_looks, 2, *encoded.shape[1:])
 
 
-def _optimizer(
-    model: nn.Module, hint: nn.Module, settings: PretrainSettings
-) -> torch.optim.AdamW:
+def _optimizer(model: nn.Module, hint: nn.Module, settings: PretrainSettings) -> torch.optim.AdamW:
     parameters = [*model.parameters(), *hint.parameters()]
     decayed = [p for p in parameters if p.ndim > 1]
     kept = [p for p in parameters if p.ndim <= 1]
@@ -143,7 +106,9 @@ def pretrain(
     """Train the model in place; the metrics of every step."""
     speller = Speller(tokenizer, scene_file.question, scene_file.options)
     trainer = _Trainer(model, speller, len(scene_file.options), settings)
-    trainer.warm_vision_up(scene_file.scenes)
+    warm_vision_up(model, trainer.hints, scene_file.scenes, settings, trainer.random)
+    views = scene_file.scenes[: settings.num_look_views]
+    warm_looks_up(model, trainer.hints, speller, views, settings, trainer.random)
     metrics: list[StepMetrics] = []
     order = _scene_order(len(scene_file.scenes), settings)
     with tqdm(order, total=settings.num_steps, desc="base", unit="step") as progress:
@@ -153,7 +118,7 @@ def pretrain(
             recent = metrics[-20:]
             progress.set_postfix(
                 loss=f"{sum(m.loss_nats for m in recent) / len(recent):.3f}",
-                hint=f"{sum(m.hint_accuracy for m in recent) / len(recent):.3f}",
+                place=f"{sum(m.place_accuracy for m in recent) / len(recent):.3f}",
                 reading=f"{sum(m.reading_accuracy for m in recent) / len(recent):.3f}",
             )
     return metrics
@@ -171,35 +136,9 @@ class _Trainer:
     ) -> None:
         self.model, self.speller, self.settings = model, speller, settings
         self.letters = torch.tensor([speller.token(chr(65 + i)) for i in range(num_kinds)])
-        self.hint = VisionHint(model.config.text_config.hidden_size, num_kinds)
-        self.optimizer = _optimizer(model, self.hint, settings)
+        self.hints = Hints(model.config.text_config.hidden_size, num_kinds)
+        self.optimizer = _optimizer(model, self.hints, settings)
         self.random = Random(settings.seed + 1)
-
-    def warm_vision_up(self, scenes: Sequence[Scene]) -> None:
-        """Teach the vision tower the kinds, crop by crop, before any language."""
-        settings, visual = self.settings, self.model.model.visual
-        crops = [
-            (look.crop_png, ord(scene.answer) - 65)
-            for scene in scenes
-            for look in scene.looks
-            if not look.imitated
-        ]
-        parameters = [*visual.parameters(), *self.hint.parameters()]
-        optimizer = torch.optim.AdamW(parameters, lr=settings.vision_lr, betas=(0.9, 0.98))
-        with tqdm(range(settings.vision_steps), desc="vision", unit="step") as progress:
-            for step in progress:
-                for group in optimizer.param_groups:
-                    group["lr"] = settings.vision_lr * min(1.0, (step + 1) / 15)
-                chosen = self.random.sample(crops, settings.vision_crops_per_step)
-                patches = patches_NPD(decode_all([png for png, _ in chosen]))
-                hinted = self.hint(image_features_NTH(visual, patches, PATCH_GRID_HW))
-                kinds = torch.tensor([kind for _, kind in chosen])
-                optimizer.zero_grad(set_to_none=True)
-                functional.cross_entropy(hinted, kinds).backward()
-                nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
-                optimizer.step()
-                accuracy = (hinted.argmax(-1) == kinds).float().mean().item()
-                progress.set_postfix(hint=f"{accuracy:.3f}")
 
     def step(self, scenes: list[Scene], lr: float) -> StepMetrics:
         """Forward, backward, update."""
@@ -207,29 +146,42 @@ class _Trainer:
             group["lr"] = lr
         batch = _spelt(scenes, self.speller, self.random)
         features = _features(self.model, scenes)
-        hidden_BLH = hidden_states_BLH(self.model, batch, self.speller.image_pad_id, features)
+        hidden_BLH = hidden_states(self.model, batch, self.speller.image_pad_id, features)
         loss, _, _ = trained_loss(self.model, hidden_BLH, batch)
-        looks = [(scene, look) for scene in scenes for look in scene.looks]
-        sure = torch.tensor([not look.imitated for _, look in looks])
-        kinds = torch.tensor([ord(scene.answer) - 65 for scene, _ in looks])
-        hinted = self.hint(features[sure, 1])
-        hint_loss = functional.cross_entropy(hinted, kinds[sure])
+        scene_of_look = [scene for scene in scenes for _ in scene.looks]
+        before_speaking = hidden_BLH[:, len(self.speller.prompt_ids) - 1]
+        sure, kinds = _sure_and_kinds(scenes)
+        first_looks = [scene_of_look.index(scene) for scene in scenes]
+        hint_loss = (
+            functional.cross_entropy(self.hints.kind_logits(features[sure, 1]), kinds[sure])
+            + self.hints.salience_loss(features[first_looks, 0], scenes)
+            + self.hints.place_loss(before_speaking, scene_of_look)
+        )
         self.optimizer.zero_grad(set_to_none=True)
         (loss + self.settings.hint_weight * hint_loss).backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
         self.optimizer.step()
         return StepMetrics(
             loss_nats=loss.item(),
-            hint_accuracy=(hinted.argmax(-1) == kinds[sure]).float().mean().item(),
-            reading_accuracy=self._reading_accuracy(hidden_BLH, batch, sure),
+            place_accuracy=self.hints.place_accuracy(before_speaking, scene_of_look),
+            reading_accuracy=self._reading_accuracy(hidden_BLH, batch, scenes),
         )
 
     @torch.no_grad()
     def _reading_accuracy(
-        self, hidden_BLH: torch.Tensor, batch: Batch, sure: torch.Tensor
+        self, hidden_BLH: torch.Tensor, batch: Batch, scenes: list[Scene]
     ) -> float:
-        """Share of letters right among the looks that surely contain the target."""
+        """Share of letters right among the looks that show the target."""
         targets = batch.labels_BL[:, 1:]
         is_letter = torch.isin(targets, self.letters)
         chosen = self.model.lm_head(hidden_BLH[:, :-1][is_letter]).argmax(-1)
+        sure, _ = _sure_and_kinds(scenes)
         return (chosen == targets[is_letter])[sure].float().mean().item()
+
+
+def _sure_and_kinds(scenes: list[Scene]) -> tuple[torch.Tensor, torch.Tensor]:
+    """For every look: whether it surely shows the target, and the target's kind."""
+    looks = [(scene, look) for scene in scenes for look in scene.looks]
+    sure = torch.tensor([look.shows(scene.target) for scene, look in looks])
+    kinds = torch.tensor([ord(scene.answer) - 65 for scene, _ in looks])
+    return sure, kinds

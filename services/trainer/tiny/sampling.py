@@ -1,8 +1,8 @@
 """Samples two-turn trajectories from a tiny policy in this process: only to measure it.
 
 Rollouts proper go through the policy service. This sampler follows the same words and the same
-rendering, allows one zoom, and calls the second turn the last: whatever does not answer then counts as
-badly formed.
+rendering, allows one zoom, and calls the second turn the last: whatever does not answer then counts
+as badly formed.
 """
 
 import re
@@ -16,11 +16,19 @@ from PIL import Image
 from transformers import DynamicCache, Qwen2_5_VLForConditionalGeneration
 
 from services.trainer.tiny.architecture import CROP_LIMITS, VIEW_LIMITS
-from services.trainer.tiny.forward import image_features_NTH
-from services.trainer.tiny.pixels import patches_NPD
-from services.trainer.tiny.pretrain import PATCH_GRID_HW
+from services.trainer.tiny.forward import hidden_states, image_features
+from services.trainer.tiny.pixels import to_patches
+from services.trainer.tiny.recipe import PATCH_GRID_HW
 from services.trainer.tiny.sequences import Speller
-from shared.geometry import BadBox, Box, ImageSize, place_box, smart_resize, view_to_original
+from shared.geometry import (
+    BadBox,
+    BadBoxReason,
+    Box,
+    ImageSize,
+    place_box,
+    smart_resize,
+    view_to_original,
+)
 from shared.render import show_region
 
 MAX_TURN_TOKENS = 40
@@ -78,7 +86,7 @@ def encode_pictures(
     chunks = [pictures[i : i + 64] for i in range(0, len(pictures), 64)]
     return torch.cat(
         [
-            image_features_NTH(model.model.visual, patches_NPD(np.stack(chunk)), PATCH_GRID_HW)
+            image_features(model.model.visual, to_patches(np.stack(chunk)), PATCH_GRID_HW)
             for chunk in chunks
         ]
     )
@@ -177,3 +185,26 @@ def sample(
             )
         )
     return sampled
+
+
+def read_crops(
+    model: Qwen2_5_VLForConditionalGeneration,
+    speller: Speller,
+    originals: Sequence[Image.Image],
+    calls: Sequence[tuple[int, int, int, int]],
+) -> list[str]:
+    """The letter thought likeliest after a given call, one per picture."""
+    letters = [speller.token(chr(65 + i)) for i in range(speller.num_options)]
+    crops = [_cropped(o, call) for o, call in zip(originals, calls, strict=True)]
+    if any(crop is None for crop in crops):
+        raise BadBox(BadBoxReason.OUTSIDE, "a given call cannot be cropped")
+    views = encode_pictures(model, [view_of(o) for o in originals])
+    seen = encode_pictures(model, [crop[1] for crop in crops if crop])
+    spelt = [speller.conversation(call, "A", (0, 0)) for call in calls]
+    batch = speller.batch(spelt)
+    with torch.no_grad():
+        features = torch.stack([views, seen], dim=1)
+        hidden = hidden_states(model, batch, speller.image_pad_id, features)
+        before_letter = torch.isin(batch.labels_BL[:, 1:], torch.tensor(letters))
+        logits = model.lm_head(hidden[:, :-1][before_letter])[:, letters]
+    return [chr(65 + int(i)) for i in logits.argmax(-1)]

@@ -22,8 +22,11 @@ class Look:
     bbox_2d: tuple[int, int, int, int]
     """In view pixels."""
     crop_png: bytes
-    imitated: bool
-    """Whether the coordinates are trained."""
+
+    def shows(self, target: tuple[float, float], margin_px: float = 4.0) -> bool:
+        """Whether the target's centre is in the crop, at least `margin_px` from its edges."""
+        (x1, y1, x2, y2), (x, y) = self.bbox_2d, target
+        return x1 + margin_px <= x < x2 - margin_px and y1 + margin_px <= y < y2 - margin_px
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class Scene:
     view_png: bytes
     looks: tuple[Look, ...]
     answer: str
+    target: tuple[float, float]
+    """Its centre, in view pixels: for the hints, never in a sequence."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +77,9 @@ def read_scene_file(path: Path) -> SceneFile:
                 x1, y1, x2, y2 = row["true_box"]
                 probes.append(Probe(row["image_png"], row["answer"], (x1, y1, x2, y2)))
                 continue
-            looks = tuple(
-                Look(tuple(look["bbox_2d"]), look["crop_png"], look["imitated"])
-                for look in row["looks"]
-            )
-            scenes.append(Scene(row["image_png"], looks, row["answer"]))
+            looks = tuple(Look(tuple(look["bbox_2d"]), look["crop_png"]) for look in row["looks"])
+            x, y = row["target"]
+            scenes.append(Scene(row["image_png"], looks, row["answer"], (x, y)))
     return SceneFile(
         question=about["question"],
         options=tuple(about["options"].split("\n")),

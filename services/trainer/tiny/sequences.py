@@ -1,8 +1,8 @@
 """Token sequences of whole conversations, with what is trained in them and where each token is.
 
-Text is tokenised segment by segment, exactly as the rollouts do, so that training and serving see the same
-ids. An image is `<|vision_start|>`, its placeholders and `<|vision_end|>`; its tokens sit at (t, h, w)
-positions as mRoPE wants them. All images are of one size (36 tokens).
+Text is tokenised segment by segment, exactly as the rollouts do, so that training and serving see
+the same ids. An image is `<|vision_start|>`, its placeholders and `<|vision_end|>`; its tokens sit
+at (t, h, w) positions as mRoPE wants them. All images are of one size (36 tokens).
 """
 
 from dataclasses import dataclass
@@ -46,6 +46,7 @@ class Speller:
     ) -> None:
         self.tokenizer = tokenizer
         self.grid_hw = grid_hw
+        self.num_options = len(options)
         start, pad, end = (
             self.token(t) for t in ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
         )
@@ -84,27 +85,28 @@ class Speller:
         bbox_2d: tuple[int, int, int, int],
         answer: str,
         thoughts: tuple[int, int],
-        *,
-        imitated: bool,
     ) -> tuple[list[int], list[int]]:
-        """(ids, labels) of prompt, look, observation and answer.
-
-        In a look that is not imitated the coordinates are not trained, all else is.
-        """
+        """(ids, labels) of prompt, look, observation, answer; what the policy says is trained."""
         look = list(self._ids_of_text(look_turn(LOOK_THOUGHTS[thoughts[0]], bbox_2d)))
         final = list(self._ids_of_text(answer_turn(ANSWER_THOUGHTS[thoughts[1]], answer)))
         final.append(self.turn_end_id)
         observation = self.observation_ids(bbox_2d)
-        look_labels = look if imitated else [IGNORED] * len(look)
         ids = [*self.prompt_ids, *look, *observation, *final]
         labels = [
             *[IGNORED] * len(self.prompt_ids),
-            *look_labels,
+            *look,
             *[self.turn_end_id],
             *[IGNORED] * (len(observation) - 1),
             *final,
         ]
         return ids, labels
+
+    def first_turn(
+        self, bbox_2d: tuple[int, int, int, int], thought: int
+    ) -> tuple[list[int], list[int]]:
+        """(ids, labels) of prompt and look alone."""
+        look = list(self._ids_of_text(look_turn(LOOK_THOUGHTS[thought], bbox_2d)))
+        return [*self.prompt_ids, *look], [*[IGNORED] * len(self.prompt_ids), *look]
 
     def positions(self, ids: list[int]) -> torch.Tensor:
         """mRoPE positions [3, L] of one sequence."""

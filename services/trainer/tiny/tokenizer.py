@@ -1,9 +1,9 @@
 """A byte-level BPE tokenizer of about a thousand tokens, spelt like Qwen's.
 
 Any UTF-8 text survives a round trip (the 256 bytes are tokens). Digits and the answer tags are
-always pieces of their own, so a coordinate digit never hides inside a longer token and a fork can be cut
-exactly before it. There is no split at white space: the fixed sentences of the prompt
-become single long tokens, which is what makes two CPU cores enough.
+always pieces of their own, so a coordinate digit never hides inside a longer token and a fork can
+be cut exactly before it. There is no split at white space: the fixed sentences of the prompt become
+single long tokens, which is what makes two CPU cores enough.
 """
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers

@@ -1,0 +1,29 @@
+"""How the base is pre-trained: the numbers of the three stages (see pretrain.py)."""
+
+from dataclasses import dataclass
+
+PATCH_GRID_HW = (12, 12)
+"""Patches of every picture a scene shows: 168 px of 14-px patches."""
+
+
+@dataclass(frozen=True)
+class PretrainSettings:
+    """How long and how fast."""
+
+    num_steps: int
+    scenes_per_step: int = 12
+    peak_lr: float = 1.5e-3
+    warmup_steps: int = 30
+    vision_steps: int = 80
+    """Steps before the others in which only the vision tower learns, from the hint."""
+    vision_lr: float = 1e-3
+    vision_crops_per_step: int = 48
+    look_steps: int = 200
+    """Steps after those in which only the text model learns, from views and first turns."""
+    look_views_per_step: int = 64
+    num_look_views: int = 4000
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    hint_weight: float = 0.5
+    """Of the vision hint's loss beside the policy's."""
+    seed: int = 0

@@ -1,0 +1,134 @@
+"""The tiny tokenizer: any text survives, digits stand alone, prompts are short."""
+
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerBase
+
+from services.problems.phantoms import OPTIONS, QUESTION
+from services.trainer.tiny.tokenizer import build_tokenizer
+from services.trainer.tiny.wording import (
+    ANSWER_THOUGHTS,
+    LOOK_THOUGHTS,
+    answer_turn,
+    corpus,
+    look_turn,
+)
+from shared.agent.prompt import (
+    SYSTEM_TEXT,
+    ZOOM_TOOL_SCHEMA,
+    error_observation,
+    format_options,
+    observation_after_image,
+    observation_before_image,
+    prompt_after_image,
+    prompt_before_image,
+)
+
+IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
+
+
+def ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=st.text(max_size=60))
+def test_any_text_survives_a_round_trip(text: str) -> None:
+    tokenizer = build_tokenizer(corpus(QUESTION, OPTIONS)) if not _CACHE else _CACHE[0]
+    _CACHE[:] = [tokenizer]
+    assert tokenizer.decode(ids(tokenizer, text)) == text
+
+
+_CACHE: list[PreTrainedTokenizerBase] = []
+
+
+def test_the_shipped_tokenizer_is_the_one_the_code_builds(
+    base_tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    built = build_tokenizer(corpus(QUESTION, OPTIONS))
+    assert built.get_vocab() == base_tokenizer.get_vocab()
+    assert len(built) <= 1500
+
+
+@pytest.mark.parametrize("text", ["[12, 340, 5, 168]", '{"bbox_2d": [7,0,49,42]}', "a1b22.5"])
+def test_digits_are_always_tokens_of_their_own(
+    base_tokenizer: PreTrainedTokenizerBase, text: str
+) -> None:
+    tokens = [base_tokenizer.decode([i]) for i in ids(base_tokenizer, text)]
+    assert [t for t in tokens if re.search(r"\d", t)] == re.findall(r"\d", text)
+
+
+def test_no_token_but_the_single_digits_has_a_digit(
+    base_tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    with_digits = {t for t in base_tokenizer.get_vocab() if re.search(r"\d", t)}
+    assert with_digits == set("0123456789")
+
+
+def test_prompt_and_turns_are_few_tokens(base_tokenizer: PreTrainedTokenizerBase) -> None:
+    before = ids(base_tokenizer, prompt_before_image())
+    after = ids(base_tokenizer, prompt_after_image(QUESTION, OPTIONS))
+    assert len(before) + len(after) <= 40
+    look = ids(base_tokenizer, look_turn(LOOK_THOUGHTS[0], (112, 105, 154, 147)))
+    answer = ids(base_tokenizer, answer_turn(ANSWER_THOUGHTS[0], "C"))
+    assert len(look) + len(answer) <= 45
+
+
+def test_qwens_special_tokens_are_single_tokens(base_tokenizer: PreTrainedTokenizerBase) -> None:
+    for text in ("<|im_start|>", "<|im_end|>", "<|image_pad|>", "<tool_call>", "</tool_call>"):
+        assert len(ids(base_tokenizer, text)) == 1
+    turn = look_turn(LOOK_THOUGHTS[1], (7, 14, 49, 56))
+    assert base_tokenizer.decode(ids(base_tokenizer, turn), skip_special_tokens=True) == turn
+
+
+def test_the_chat_template_renders_the_prompt_of_the_agent(
+    base_tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    question = f" {QUESTION}{format_options(OPTIONS)}"
+    tail = " Think first, look closer where you are unsure, then answer."
+    call = {"name": "zoom_in", "arguments": {"bbox_2d": [7, 14, 49, 56]}}
+    messages = [
+        {"role": "system", "content": SYSTEM_TEXT},
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question + tail}]},
+    ]
+    prompt = prompt_before_image() + IMAGE + prompt_after_image(QUESTION, OPTIONS)
+    rendered = base_tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True
+    )
+    assert rendered == prompt
+    thought = f"<think>{LOOK_THOUGHTS[0]}</think>"
+    seen = {"type": "text", "text": " zoomed view of [7, 14, 49, 56]"}
+    messages += [
+        {"role": "assistant", "content": thought, "tool_calls": [{"function": call}]},
+        {"role": "tool", "content": [{"type": "image"}, seen]},
+    ]
+    assert base_tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True
+    ) == (
+        prompt
+        + look_turn(LOOK_THOUGHTS[0], (7, 14, 49, 56))
+        + observation_before_image()
+        + IMAGE
+        + observation_after_image((7, 14, 49, 56))
+    )
+
+
+def test_the_chat_template_spells_tools_and_errors_as_the_agent_does(
+    base_tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    bare = SYSTEM_TEXT.split("\n\n# Tools")[0]
+    rendered = base_tokenizer.apply_chat_template(
+        [
+            {"role": "system", "content": bare},
+            {"role": "tool", "content": "error: box lies outside the image"},
+        ],
+        tools=[ZOOM_TOOL_SCHEMA],
+        tokenize=False,
+        add_generation_prompt=True,
+    )
+    assert rendered.startswith(f"<|im_start|>system\n{SYSTEM_TEXT}<|im_end|>\n")
+    observed = error_observation("box lies outside the image").removeprefix("<|im_end|>\n")
+    assert rendered.endswith(observed)
