@@ -22,7 +22,7 @@ def decode_original(data: bytes, source_format: SourceFormat, max_pixels: int) -
     except MemoryError as error:
         raise too_large("decoding needs more memory than one image may use") from error
     except Exception as error:
-        reason = str(error).split("\n", 1)[0][:200]
+        reason = " ".join(str(error).split())[:300]
         raise unreadable(
             f"the {source_format.upper()} file cannot be decoded ({type(error).__name__}: {reason})"
         ) from error

@@ -76,7 +76,7 @@ def decode_dicom(data: bytes, max_pixels: int) -> CanonicalOriginal:
     except (ApiProblem, MemoryError):
         raise
     except Exception as error:
-        reason = str(error).split("\n", 1)[0][:200]
+        reason = " ".join(str(error).split())[:300]
         raise unreadable(
             f"the DICOM pixel data cannot be decoded ({type(error).__name__}: {reason})"
         ) from error

@@ -8,8 +8,12 @@ Levels = npt.NDArray[np.uint8]
 
 
 def scale_to_levels(samples: Samples, low: float, high: float) -> Levels:
-    """Linear from [low, high] to [0, 255], clipped, rounded half to even; all 0 if high ≤ low."""
-    if not high > low:
+    """`low` to 0, `high` to 255, linear between, clipped, rounded half to even.
+
+    All 0 where the two are equal. `high` may be the lesser number: the range of a DICOM window is
+    turned around where the slope is negative.
+    """
+    if high == low:
         return np.zeros(samples.shape, dtype=np.uint8)
     scaled = (samples.astype(np.float64) - low) * (255.0 / (high - low))
     return np.rint(np.clip(scaled, 0.0, 255.0)).astype(np.uint8)
