@@ -23,7 +23,7 @@ from services.rollout.metrics import FeederMetrics
 from services.rollout.order import ProblemOrder
 from services.rollout.settings import FeederSettings
 from services.rollout.task import RolloutTask, create_celery, queue_key, send_task
-from shared.problem import read_problems
+from shared.problem import ProblemSetError, read_problems
 from shared.service.logs import configure_logs
 from shared.service.serve import probe_server
 from shared.stream import RunState, RunStream, connect_redis
@@ -158,7 +158,11 @@ def main(argv: list[str]) -> None:
 
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, end)
-    run_feeder(settings, stop)
+    try:
+        run_feeder(settings, stop)
+    except ProblemSetError as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(2) from error
 
 
 if __name__ == "__main__":

@@ -20,10 +20,7 @@ from shared.stream import RunStream, connect_redis
 def run_worker(settings: RolloutSettings) -> int:
     """Work until SIGTERM or SIGINT; the exit status."""
     configure_logs("rollout", settings.log_level)
-    logging.captureWarnings(True)
-    for name in ("celery.worker.strategy", "celery.app.trace"):
-        # They log the arguments of every task, and those hold question and answer.
-        logging.getLogger(name).setLevel(logging.ERROR)
+    _silence_celery()
     registry = CollectorRegistry()
     metrics = RolloutMetrics(registry)
     stream = RunStream(connect_redis(settings.redis_url), settings.run)
@@ -42,6 +39,15 @@ def run_worker(settings: RolloutSettings) -> int:
         ),
     ):
         return work(app, settings, loop, Deliveries(settings, stream, loop, metrics))
+
+
+def _silence_celery() -> None:
+    """Celery logs the arguments of tasks, and those hold question and answer."""
+    logging.captureWarnings(True)
+    for name in ("celery", "kombu"):
+        logging.getLogger(name).setLevel(max(logging.INFO, logging.getLogger().level))
+    for name in ("celery.worker.strategy", "celery.app.trace"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def ready_checks(settings: RolloutSettings, stream: RunStream) -> Mapping[str, ReadyCheck]:

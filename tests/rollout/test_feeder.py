@@ -1,0 +1,190 @@
+import signal
+from collections import Counter
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from services.rollout.feeder import Feeder
+from services.rollout.metrics import FeederMetrics
+from services.rollout.order import ProblemOrder
+from services.rollout.task import RolloutTask, create_celery, queue_key, send_task
+from shared.stream import Fate
+from shared.trajectory import make_group_id
+from tests.rollout.company import NUM_PROBLEMS, RUN, Company, until
+
+
+class Hand:
+    """A feeder that notes what it sends on its way to the real queue."""
+
+    def __init__(self, company: Company, *, max_outstanding: int = 4, seed: int = 0) -> None:
+        self.sent: list[str] = []
+        self.dies_after_sending = False
+        self.registry = CollectorRegistry()
+        self._company = company
+        self._feeder = Feeder(
+            company.stream,
+            ProblemOrder(RUN, company.problems, seed),
+            self._send,
+            FeederMetrics(self.registry),
+            max_outstanding=max_outstanding,
+        )
+
+    def _send(self, task: RolloutTask) -> None:
+        with create_celery(RUN, self._company.redis_url) as app:
+            send_task(app, task)
+        self.sent.append(task.group_id)
+        if self.dies_after_sending:
+            raise KeyboardInterrupt
+
+    def feed(self) -> int:
+        return self._feeder.feed()
+
+    def value(self, name: str) -> float | None:
+        return self.registry.get_sample_value(name)
+
+
+def settle(company: Company, *group_ids: str) -> None:
+    """As the trainer does with groups that came back."""
+    for group_id in group_ids:
+        company.stream.append(group_id, b"a group")
+    entries = company.stream.read_new(100, 10)
+    company.stream.settle([(entry, Fate.TRAINED) for entry in entries])
+
+
+def num_queued(company: Company) -> int:
+    return company.stream.client.llen(queue_key(RUN))
+
+
+def test_a_round_is_a_permutation_and_rounds_differ(company: Company) -> None:
+    order = ProblemOrder(RUN, company.problems * 4, seed=1)
+    size = NUM_PROBLEMS * 4
+    ids = [order.task_at(position).problem.problem_id for position in range(3 * size)]
+    rounds = [ids[start : start + size] for start in range(0, 3 * size, size)]
+    expected = Counter(problem.problem_id for problem in company.problems * 4)
+    assert all(Counter(one) == expected for one in rounds)
+    assert len({tuple(one) for one in rounds}) == 3
+
+
+def test_a_position_and_a_seed_fix_the_task(company: Company) -> None:
+    order = ProblemOrder(RUN, company.problems, seed=1)
+    task = order.task_at(NUM_PROBLEMS + 1)
+    assert task == ProblemOrder(RUN, company.problems, seed=1).task_at(NUM_PROBLEMS + 1)
+    assert (task.round, task.position) == (1, NUM_PROBLEMS + 1)
+    assert task.group_id == make_group_id(RUN, 1, task.problem.problem_id)
+    orders = {
+        tuple(ProblemOrder(RUN, company.problems, seed).task_at(n).group_id for n in range(12))
+        for seed in range(8)
+    }
+    assert len(orders) == 8
+
+
+def test_a_problem_set_without_problems_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one problem"):
+        ProblemOrder(RUN, [], seed=0)
+
+
+def test_never_more_than_the_bound_is_outstanding(company: Company) -> None:
+    hand = Hand(company, max_outstanding=2)
+    assert hand.feed() == 2
+    assert hand.feed() == 0
+    assert (company.stream.outstanding(), num_queued(company)) == (2, 2)
+    settle(company, hand.sent[0])
+    assert hand.feed() == 1
+    assert (company.stream.outstanding(), company.stream.cursor()) == (2, 3)
+    assert hand.value("medvr_feeder_outstanding") == 2
+    assert hand.value("medvr_feeder_queue_depth") == 3
+    assert hand.value("medvr_feeder_fed_total") == 3
+
+
+def test_a_restarted_feeder_goes_on_where_the_other_stopped(company: Company) -> None:
+    first = Hand(company, max_outstanding=3)
+    first.feed()
+    settle(company, *first.sent[:2])
+    second = Hand(company, max_outstanding=3)
+    second.feed()
+    assert len(first.sent + second.sent) == len(set(first.sent + second.sent)) == 5
+    order = ProblemOrder(RUN, company.problems, seed=0)
+    assert first.sent + second.sent == [order.task_at(n).group_id for n in range(5)]
+    assert second.value("medvr_feeder_refed_total") == 0
+
+
+def test_a_feeder_killed_between_queue_and_mark_queues_the_same_group_again(
+    company: Company,
+) -> None:
+    first = Hand(company, max_outstanding=1)
+    first.dies_after_sending = True
+    with pytest.raises(KeyboardInterrupt):
+        first.feed()
+    assert company.stream.cursor() == 0
+    second = Hand(company, max_outstanding=1)
+    second.feed()
+    assert second.sent == first.sent
+    assert (company.stream.cursor(), company.stream.outstanding()) == (1, 1)
+    company.start_worker(group_size=2)
+    assert len(company.groups(1)) == 1
+    until(lambda: num_queued(company) == 0)
+    assert company.stream.append(first.sent[0], b"again") is False
+
+
+def test_after_an_emptied_redis_what_was_lost_is_fed_again_and_nothing_else(
+    company: Company,
+) -> None:
+    hand = Hand(company, max_outstanding=4)
+    hand.feed()
+    trained = {hand.sent[1]: Fate.TRAINED}
+    company.stream.client.flushall()
+    assert hand.feed() == 0, "the trainer has not opened the run again"
+    company.stream.open(trained, cursor=3)
+    before = list(hand.sent)
+    assert hand.feed() == 4
+    lost, new = hand.sent[4:6], hand.sent[6:]
+    assert lost == [before[0], before[2]]
+    order = ProblemOrder(RUN, company.problems, seed=0)
+    assert new == [order.task_at(3).group_id, order.task_at(4).group_id]
+    assert hand.value("medvr_feeder_refed_total") == 2
+    assert num_queued(company) == 4, "the messages did reach the emptied queue"
+    assert company.stream.cursor() == len(company.stream.fates()) + company.stream.outstanding()
+    assert hand.feed() == 0
+
+
+def test_a_restart_with_an_intact_redis_feeds_nothing_again(company: Company) -> None:
+    Hand(company, max_outstanding=4).feed()
+    again = Hand(company, max_outstanding=4)
+    assert again.feed() == 0
+    assert again.sent == []
+
+
+def test_nothing_is_fed_before_the_run_is_open_or_after_it_is_finished(company: Company) -> None:
+    hand = Hand(company)
+    company.stream.client.flushall()
+    assert hand.feed() == 0
+    company.stream.open({}, 0)
+    assert hand.feed() == 4
+    company.stream.finish()
+    assert hand.feed() == 0
+
+
+def test_the_process_waits_for_the_run_feeds_its_groups_and_ends_with_it(company: Company) -> None:
+    company.stream.client.flushall()
+    feeder = company.start("feeder", max_outstanding=8, max_groups=5, poll_interval_s=0.05)
+    until(lambda: feeder.probe("/ready") == 200)
+    assert company.stream.cursor() == 0
+    company.stream.open({}, 0)
+    until(lambda: company.stream.outstanding() == 5)
+    assert feeder.metric("medvr_feeder_fed_total") == 5
+    assert num_queued(company) == 5
+    company.stream.finish()
+    assert feeder.popen.wait(timeout=120) == 0
+    assert company.stream.cursor() == 5
+
+
+def test_the_process_stops_cleanly_when_told(company: Company) -> None:
+    feeder = company.start("feeder")
+    until(lambda: company.stream.outstanding() > 0)
+    assert feeder.stop(signal.SIGTERM) == 0
+
+
+def test_a_folder_that_is_no_problem_set_is_named(company: Company) -> None:
+    feeder = company.start("feeder", problem_set="/nowhere/set")
+    assert feeder.popen.wait(timeout=120) == 2
+    assert "/nowhere/set is not a problem set" in company.log.read_text()
