@@ -39,6 +39,9 @@ GRID_PX = 7
 _JITTER_PX = 8.0
 """Standard deviation of a found look's centre around the target's, in view pixels."""
 
+_TINTED_SHARE = 0.3
+"""Targets with a colour of their own; the others are grey, so that colour does not give them away."""
+
 _LIMITS = PixelLimits(min_pixels=VIEW_PX**2, max_pixels=VIEW_PX**2)
 _PHOTOGRAPHS = (
     "astronaut.png",
@@ -163,7 +166,8 @@ def _with_target(picture: FloatImage, rng: Generator, kind: int) -> tuple[FloatI
     layer = invisible_at_half_size(weight * pattern(kind, size, phase))
     drawn = picture.copy()
     region = drawn[top : top + size, left : left + size]
-    colour = rng.uniform(0.64, 0.74) * rng.uniform(0.8, 1.0, 3)
+    tint = rng.uniform(0.8, 1.0, 3) if rng.random() < _TINTED_SHARE else np.ones(3)
+    colour = rng.uniform(0.62, 0.74) * tint
     region *= 1 - weight[..., None]
     region += weight[..., None] * colour + rng.uniform(0.17, 0.25) * layer[..., None]
     return drawn, left + size // 2, top + size // 2

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-_DEFAULT_STEPS = 450
+_DEFAULT_STEPS = 320
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -22,6 +22,10 @@ class PretrainSettings:
     """Steps after those in which only the text model learns, from views and first turns."""
     look_views_per_step: int = 64
     num_look_views: int = 4000
+    box_px: int = 42
+    """Side of the boxes the scenes teach, in view pixels; likewise the two below."""
+    grid_px: int = 7
+    view_px: int = 168
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     hint_weight: float = 0.5
