@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+
 from services.trainer.torchvision_ops import declare_missing_operators
 from shared.blobs import BlobStore
 from shared.errors import BlobError
