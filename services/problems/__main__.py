@@ -24,7 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     phantoms = commands.add_parser("phantoms", help="render phantom sets into problem sets")
     phantoms.add_argument("--out", type=Path, required=True, help="folder of the problem sets")
-    phantoms.add_argument("--zoom", default="http://127.0.0.1:8001", help="URL of the zoom service")
+    phantoms.add_argument("--zoom", default="http://127.0.0.1:8120", help="URL of the zoom service")
     phantoms.add_argument("--sets", nargs="+", choices=PHANTOM_SETS, default=list(PHANTOM_SETS))
     phantoms.add_argument("--train", type=int, default=2000, help="phantoms in a training set")
     phantoms.add_argument("--test", type=int, default=200, help="phantoms in a test set")
@@ -34,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     scenes.add_argument("--scenes", type=int, default=6000, help="scenes to render")
     scenes.add_argument("--probes", type=int, default=150, help="brain phantoms to measure on")
     scenes.add_argument(
-        "--found-share", type=float, default=0.4, help="share of imitated looks near the target"
+        "--found-share", type=float, default=0.45, help="share of imitated looks near the target"
     )
     scenes.add_argument("--seed", type=int, default=0)
     scenes.add_argument("--processes", type=int, default=2)

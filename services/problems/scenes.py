@@ -40,7 +40,7 @@ _JITTER_PX = 8.0
 """Standard deviation of a found look's centre around the target's, in view pixels."""
 
 _TINTED_SHARE = 0.3
-"""Targets with a colour of their own; the others are grey, so that colour does not give them away."""
+"""Targets with a colour of their own; the others are grey, so that colour gives nothing away."""
 
 _LIMITS = PixelLimits(min_pixels=VIEW_PX**2, max_pixels=VIEW_PX**2)
 _PHOTOGRAPHS = (

@@ -14,7 +14,7 @@ class PretrainSettings:
     scenes_per_step: int = 12
     peak_lr: float = 1.5e-3
     warmup_steps: int = 30
-    vision_steps: int = 80
+    vision_steps: int = 130
     """Steps before the others in which only the vision tower learns, from the hint."""
     vision_lr: float = 1e-3
     vision_crops_per_step: int = 48
