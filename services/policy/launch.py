@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 from pathlib import Path
 
 from services.policy.plugin import NAME
@@ -28,8 +29,9 @@ def vllm_arguments(settings: PolicySettings) -> list[str]:
         *("--generation-config", "vllm"),
         *("--worker-extension-cls", "services.policy.vllm_adapter.MedvrWorker"),
         *("--logits-processors", "services.policy.vllm_adapter:EntropyLogitsProcessor"),
-        # A domain nobody can own: http(s) images are refused, data URLs are not affected.
+        # A domain nobody can own and a folder with nothing in it: images come as data URLs only.
         *("--allowed-media-domains", "data-urls-only.invalid"),
+        *("--allowed-local-media-path", tempfile.mkdtemp(prefix="medvr-no-media-")),
         "--no-async-scheduling",
         "--enable-prefix-caching",
         "--disable-uvicorn-access-log",

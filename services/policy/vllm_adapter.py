@@ -19,6 +19,11 @@ from vllm.config import VllmConfig
 from vllm.engine.protocol import EngineClient
 from vllm.exceptions import VLLMClientError
 from vllm.logprobs import FlatLogprobs
+from vllm.model_executor.layers.vocab_parallel_embedding import (
+    ParallelLMHead,
+    UnquantizedEmbeddingMethod,
+)
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 from vllm.sampling_params import RequestOutputKind
 from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
@@ -97,6 +102,26 @@ class MedvrWorker:
     ) -> list[tuple[list[float], list[float]]]:
         """`EntropyTable.take` for many (key, start, final) at once."""
         return [TABLE.take(key, start, final=final) for key, start, final in wanted]
+
+    def medvr_load(self, folder: str) -> None:
+        """Load a checkpoint in place.
+
+        `reload_weights` skips a head that is tied to the embedding, but on CPU the head multiplies
+        with a packed copy of it: pack again, or every token is drawn with the old head.
+        """
+        worker = cast(Any, self)
+        model = worker.model_runner.get_model()
+        try:
+            worker.reload_weights(weights_path=folder)
+        except Exception:
+            # Closes the half-done load, whose pieces would otherwise join those of the next one.
+            finalize_layerwise_reload(model, worker.model_config)
+            raise
+        for module in model.modules():
+            if isinstance(module, ParallelLMHead) and isinstance(
+                module.quant_method, UnquantizedEmbeddingMethod
+            ):
+                module.quant_method.process_weights_after_loading(module)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +205,7 @@ class Engine:
 
     async def load(self, folder: str) -> None:
         """Load a checkpoint into the paused engine and drop what the old weights had computed."""
-        await self._client.collective_rpc("reload_weights", kwargs={"weights_path": folder})
+        await self._client.collective_rpc("medvr_load", args=(folder,))
         await self._client.reset_encoder_cache()
 
     async def resume(self) -> None:
