@@ -1,9 +1,10 @@
 """Generic scenes: what the tiny base policy is pre-trained on before it ever sees a phantom.
 
 A scene is a picture with one patterned target. Pictures are noise, gradients, clutter, everyday
-photographs and brain slices; targets are squares, diamonds and rings, never the soft bright discs
-of the phantoms. Scenes teach the format, the reading of crops and a weak sense of place: only a
-part of the looks that are imitated go to the target, the others go anywhere.
+photographs and brain slices; targets are squares, diamonds, rings and, anywhere but on brain
+slices, discs: a brain with a bright disc, the phantom, is never among them. Scenes teach the
+format, the reading of crops and a weak sense of place: only a part of the looks that are imitated
+go to the target, the others go anywhere.
 """
 
 import zlib
@@ -22,6 +23,7 @@ from services.problems.lesions import (
     FloatImage,
     invisible_at_half_size,
     pattern,
+    soft_disc,
     to_image,
 )
 from shared.geometry import Box, ImageSize, PixelLimits, place_box, view_to_original
@@ -38,6 +40,9 @@ GRID_PX = 7
 
 _JITTER_PX = 8.0
 """Standard deviation of a found look's centre around the target's, in view pixels."""
+
+_NUM_SHAPES = 4
+"""Squares, diamonds, rings, and discs (the last not on brain slices)."""
 
 _TINTED_SHARE = 0.3
 """Targets with a colour of their own; the others are grey, so that colour gives nothing away."""
@@ -143,25 +148,29 @@ _PICTURES: tuple[tuple[float, Callable[[Generator], FloatImage]], ...] = (
 """Share and maker of each sort of picture."""
 
 
-def _target_shape(rng: Generator, size_px: int) -> FloatImage:
-    """Weight of a square, a diamond or a ring on a square of `size_px`, 0 to 1."""
+def _target_shape(rng: Generator, size_px: int, num_shapes: int) -> FloatImage:
+    """Weight of a square, diamond, ring or soft disc on a square of `size_px`, 0 to 1."""
     y, x = np.abs(np.mgrid[0:size_px, 0:size_px] - size_px // 2)
     radius = float(rng.integers(11, 18))
-    match int(rng.integers(3)):
+    match int(rng.integers(num_shapes)):
         case 0:
             return (np.maximum(x, y) < 0.9 * radius).astype(np.float64)
         case 1:
             return (x + y < 1.25 * radius).astype(np.float64)
-        case _:
+        case 2:
             distance = np.hypot(x, y)
             return ((distance < 1.1 * radius) & (distance > 0.35 * radius)).astype(np.float64)
+        case _:
+            return soft_disc(size_px, radius)
 
 
-def _with_target(picture: FloatImage, rng: Generator, kind: int) -> tuple[FloatImage, int, int]:
+def _with_target(
+    picture: FloatImage, rng: Generator, kind: int, num_shapes: int
+) -> tuple[FloatImage, int, int]:
     """The picture with a patterned target, and the target's centre (x, y)."""
     size = 64
     top, left = (int(v) // 2 * 2 for v in rng.integers(0, ORIGINAL_PX - size, 2))
-    weight = _target_shape(rng, size)
+    weight = _target_shape(rng, size, num_shapes)
     phase = (float(rng.uniform(0, 2 * np.pi)), float(rng.uniform(0, 2 * np.pi)))
     layer = invisible_at_half_size(weight * pattern(kind, size, phase))
     drawn = picture.copy()
@@ -193,7 +202,8 @@ def render_scene(seed: int, index: int, found_share: float, num_looks: int = 3) 
     shares = [share for share, _ in _PICTURES]
     _, make = _PICTURES[int(rng.choice(len(_PICTURES), p=shares))]
     kind = int(rng.integers(len(KINDS)))
-    drawn, x, y = _with_target(make(rng), rng, kind)
+    num_shapes = _NUM_SHAPES - 1 if make is _brain_slice else _NUM_SHAPES
+    drawn, x, y = _with_target(make(rng), rng, kind, num_shapes)
     picture = to_image(drawn)
     target = np.array([x, y]) * VIEW_PX / ORIGINAL_PX
     looks: list[Look] = []

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 _DEFAULT_STEPS = 320
@@ -20,6 +20,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--scenes", type=Path, required=True, help="from `medvr problems scenes`")
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
     parser.add_argument("--steps", type=int, default=_DEFAULT_STEPS, help="optimizer steps")
+    parser.add_argument(
+        "--start", type=Path, help="checkpoint to go on from, without the first two stages"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of initialisation and order")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     return parser.parse_args(argv)
@@ -43,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     declare_missing_operators()
     from services.trainer.tiny.architecture import build_config, build_model
-    from services.trainer.tiny.checkpoint import save_checkpoint
+    from services.trainer.tiny.checkpoint import save_checkpoint, start_from
     from services.trainer.tiny.measure import measure
     from services.trainer.tiny.pretrain import pretrain
     from services.trainer.tiny.recipe import PretrainSettings
@@ -56,6 +59,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     tokenizer = build_tokenizer(corpus(scenes.question, scenes.options))
     model = build_model(build_config(tokenizer), args.seed)
     settings = PretrainSettings(num_steps=args.steps, seed=args.seed)
+    earlier: dict[str, object] = {}
+    if args.start:
+        earlier = start_from(model, args.start)
+        settings = replace(settings, vision_steps=0, look_steps=0)
     steps = pretrain(model, tokenizer, scenes, settings)
     probed = measure(
         model.eval(),
@@ -73,13 +80,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         **{f"brain_{k}": round(v, 4) for k, v in asdict(probed).items()},
     }
     made_by = {
-        "command": f"medvr tiny-base --steps {args.steps} --seed {args.seed}",
+        "command": f"medvr tiny-base --steps {args.steps} --seed {args.seed}"
+        + (" --start EARLIER" if args.start else ""),
         "scenes": scenes.about,
         "seed": args.seed,
         "revision": revision,
         "seconds": round(time.monotonic() - started),
         "settings": asdict(settings),
         "metrics": metrics,
+        **({"started_from": earlier} if earlier else {}),
     }
     save_checkpoint(model, tokenizer, made_by, args.out)
     sys.stdout.write(f"{metrics}\n")

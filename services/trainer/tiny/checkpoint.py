@@ -36,3 +36,11 @@ def save_checkpoint(
     )
     encoded = msgspec.json.format(msgspec.json.encode(manifest))
     (folder / MANIFEST).write_bytes(encoded + b"\n")
+
+
+def start_from(model: Qwen2_5_VLForConditionalGeneration, folder: Path) -> dict[str, Any]:
+    """Load an earlier checkpoint's weights into the model; what its manifest says of its making."""
+    earlier = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder).float()
+    model.load_state_dict(earlier.state_dict())
+    manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=PolicyManifest)
+    return manifest.made_by

@@ -63,6 +63,8 @@ def warm_looks_up(
     place to its digits was not found in 450 steps. The last stage unlearns most of it again. Only
     views are needed and they are encoded once, so a step costs a fourth of a whole one.
     """
+    if settings.look_steps == 0:
+        return
     with torch.no_grad():
         chunks = [scenes[i : i + 64] for i in range(0, len(scenes), 64)]
         views_NTH = torch.cat([_view_features(model, chunk) for chunk in chunks])
