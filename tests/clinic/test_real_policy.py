@@ -1,0 +1,113 @@
+"""The clinic with nothing scripted: vLLM with the shipped base policy, zoom, cca, a browser."""
+
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+
+from services.cca.app import create_app as create_cca
+from services.cca.settings import CcaSettings
+from services.clinic.app import create_app
+from services.clinic.settings import ClinicSettings
+from services.problems.phantoms import OPTIONS, QUESTION, render_phantom
+from services.zoom.app import create_app as create_zoom
+from services.zoom.settings import ZoomSettings
+from shared.geometry import Box, PixelLimits
+from shared.render import encode_png, show_region
+from tests.clinic.browser import opened_viewer
+from tests.clinic.conftest import served
+from tests.clinic.pictures import png
+from tests.fixtures_policy import run_policy_server
+
+BASE = Path(__file__).parents[2] / "services" / "trainer" / "tiny" / "base"
+PHANTOM = render_phantom("brain", seed=11, index=0)
+
+pytestmark = pytest.mark.timeout(1200)
+
+
+@pytest.fixture(scope="module")
+def clinic(
+    tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int]
+) -> Iterator[httpx.Client]:
+    """A clinic whose policy is real."""
+    folder = tmp_path_factory.mktemp("real-policy")
+    with (
+        run_policy_server(BASE, folder, free_port()) as policy,
+        served(create_zoom(ZoomSettings(blob_url=policy.blob_url))) as zoom_url,
+        served(create_cca(CcaSettings())) as cca_url,
+    ):
+        settings = ClinicSettings(
+            policy_url=policy.url,
+            zoom_url=zoom_url,
+            cca_url=cca_url,
+            blob_url=policy.blob_url,
+            database=folder / "clinic.sqlite",
+        )
+        with (
+            served(create_app(settings)) as url,
+            httpx.Client(base_url=url, timeout=300, trust_env=False) as client,
+        ):
+            yield client
+
+
+def ask(clinic: httpx.Client, **form: Any) -> dict[str, Any]:
+    files = {"image": ("scan.png", png(PHANTOM.image), "image/png")}
+    fields = {"question": QUESTION, "choices": list(OPTIONS), "k": "5", "seed": "3"} | form
+    response = clinic.post("/v1/cases", data=fields, files=files)
+    assert response.status_code == 201, response.text
+    return response.json()
+
+
+def test_the_clinic_is_ready_once_the_policy_is(clinic: httpx.Client):
+    assert clinic.get("/ready").json() == {"status": "ready"}
+
+
+def test_five_trajectories_of_the_real_policy_end_in_a_case(clinic: httpx.Client):
+    case = ask(clinic)
+
+    assert case["status"] in ("answered", "abstained"), case["failure"]
+    assert (case["policy"]["run"], case["policy"]["versions"]) == ("base", [0])
+    assert len(case["attempts"]) == 5
+    answered = sum(attempt["answer"] is not None for attempt in case["attempts"])
+    assert sum(case["votes"].values()) == answered
+    assert any(attempt["boxes"] for attempt in case["attempts"]), "the base policy zooms"
+
+
+def test_a_greedy_case_is_the_same_twice_and_its_crops_are_where_it_says(clinic: httpx.Client):
+    first, second = ask(clinic, k="1"), ask(clinic, k="1")
+
+    assert first["turns"] == [
+        turn | {"mean_entropy_nats": pytest.approx(turn["mean_entropy_nats"], abs=1e-4)}
+        for turn in second["turns"]
+    ]
+    boxes = first["attempts"][0]["boxes"]
+    assert [zoom["box"] for zoom in first["evidence"]] == boxes
+    assert boxes, "the base policy zooms"
+    for zoom in first["evidence"]:
+        box = Box(**zoom["box"])
+        crop = clinic.get(zoom["crop_url"]).content
+        size = Image.open(io.BytesIO(crop)).size
+        limits = PixelLimits(28224, 28224)
+        assert size == (zoom["crop_width_px"], zoom["crop_height_px"])
+        assert crop == encode_png(show_region(PHANTOM.image, box, limits))
+        rise = zoom["tool_entropy_nats"] - zoom["baseline_entropy_nats"]
+        assert zoom["entropy_increase_nats"] == pytest.approx(rise)
+        assert zoom["tool_entropy_nats"] > 0
+
+
+def test_the_page_shows_what_the_real_policy_did(clinic: httpx.Client):
+    with opened_viewer(str(clinic.base_url)) as viewer:
+        viewer.open("/")
+        viewer.fill(png(PHANTOM.image), QUESTION, list(OPTIONS), k=1)
+        case = clinic.get(f"/v1/cases/{viewer.ask()}").json()
+        drawn = viewer.boxes("evidence")
+
+        assert viewer.page.locator("#steps > li").count() == max(1, len(case["turns"]))
+        assert len(drawn) == len(case["evidence"])
+        for box, zoom in zip(drawn, case["evidence"], strict=True):
+            assert box == pytest.approx(zoom["box_normalised"], abs=1e-3)
+        assert viewer.complaints == []
