@@ -46,6 +46,8 @@ down: ## Stops a running stack
 status: ## Shows the running stack
 	@$(BIN)/medvr local status
 
+test: export OMP_WAIT_POLICY = PASSIVE
+test: export KMP_BLOCKTIME = 0
 test: install browser ## All tests, with the real components (under 30 minutes)
 	@$(BIN)/python -m pytest $(ARGS)
 

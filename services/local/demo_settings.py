@@ -41,17 +41,17 @@ class RolloutPlan:
 class TrainerPlan:
     """How the policy is changed."""
 
-    max_steps: int = 80
-    groups_per_step: int = 4
+    max_steps: int = 60
+    groups_per_step: int = 8
     max_off_policy_steps: int = 4
-    max_outstanding: int = 12
-    lr: float = 2e-4
+    max_outstanding: int = 16
+    lr: float = 3e-4
     warmup_steps: int = 5
     kl_beta: float = 0.001
     micro_batch: int = 64
     checkpoint_every: int = 1
     publish_every: int = 1
-    threads: int = 2
+    threads: int = 1
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class DemoPlan:
     evaluation_seed: int = 0
     evaluation_concurrency: int = 32
     policy_max_num_seqs: int = 64
-    policy_threads: int = 2
+    policy_threads: int = 1
 
     @property
     def train_set(self) -> str:

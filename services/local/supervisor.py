@@ -62,6 +62,11 @@ class ChildReport:
     log: Path
 
 
+PATIENT_THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
+"""Policy and trainer share the cores: a thread that spins at a barrier takes a core from the other
+process, and both become many times slower."""
+
+
 class _Child:
     """A spec and the process that runs it now."""
 
@@ -83,7 +88,12 @@ class _Child:
                 stdin=subprocess.DEVNULL,
                 stdout=log if is_logged else None,
                 stderr=log if is_logged else None,
-                env={**os.environ, **self.spec.environment, **self._environment},
+                env={
+                    **PATIENT_THREADS,
+                    **os.environ,
+                    **self.spec.environment,
+                    **self._environment,
+                },
                 start_new_session=True,
             )
         self.started_at = time.monotonic()
