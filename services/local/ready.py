@@ -153,7 +153,7 @@ def wait_until_ready(
                 live.update(waiting.table(), refresh=True)
             elif time.monotonic() - said_at > _LINE_EVERY_S:
                 said_at = time.monotonic()
-                console.print(waiting.line(), highlight=False)
+                console.print(waiting.line(), highlight=False, soft_wrap=True)
             time.sleep(_POLL_S)
     if console.is_terminal:
         console.print(waiting.table())

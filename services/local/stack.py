@@ -39,9 +39,7 @@ class Stack:
         self._state = state
         self._specs: dict[str, ProcessSpec] = {}
         self._writing = threading.Lock()
-        self.supervisor = Supervisor(
-            state.stack_id, folder.root / "logs", on_change=self._write_state
-        )
+        self.supervisor = Supervisor(state.stack_id, folder.logs, on_change=self._write_state)
 
     def launch(self, *specs: ProcessSpec) -> None:
         """Start these together; `wait_for` waits until they are ready."""
@@ -148,7 +146,7 @@ def _put_old_logs_aside(folder: Path) -> None:
 def running_stack(folder: StackFolder, state: StackState, console: Console) -> Generator[Stack]:
     """A stack to start children in; on leaving, whatever the reason, none of them is left."""
     with signals_as_interrupt(), folder:
-        _put_old_logs_aside(folder.root / "logs")
+        _put_old_logs_aside(folder.logs)
         stack = Stack(folder, state, console)
         try:
             with stack.supervisor:

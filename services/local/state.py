@@ -69,6 +69,11 @@ class StackFolder:
         self._lock_path = self.root / "stack.lock"
         self._lock: int | None = None
 
+    @property
+    def logs(self) -> Path:
+        """One file per process."""
+        return self.root / "logs"
+
     def read(self) -> StackState | None:
         """The last state written; None if there never was a stack. Raises `StackError`."""
         if not self._state_path.is_file():

@@ -28,7 +28,8 @@ def status(folder: StackFolder, console: Console) -> bool:
         return False
     console.print(
         f"`{state.command}` in {folder.root}, process {state.supervisor_pid}, "
-        f"for {_span(time.time() - state.started_at)}; clinic: {state.url}"
+        f"for {_span(time.time() - state.started_at)}; clinic: {state.url}; "
+        f"logs: {folder.logs}"
     )
     console.print(_process_table(state))
     for line in (_policy_line(state), _run_line(state)):
@@ -39,7 +40,7 @@ def status(folder: StackFolder, console: Console) -> bool:
 
 def _process_table(state: StackState) -> Table:
     table = Table(box=None, padding=(0, 2))
-    for title in ("process", "state", "ready", "for", "restarts", "pid", "port", "log"):
+    for title in ("process", "state", "ready", "for", "restarts", "pid", "port"):
         table.add_column(title, no_wrap=True)
     with ThreadPoolExecutor(max_workers=8) as pool:
         ready = list(pool.map(_ready, state.processes))
@@ -53,7 +54,6 @@ def _process_table(state: StackState) -> Table:
             str(process.num_restarts),
             str(process.pid),
             "" if process.port is None else str(process.port),
-            process.log,
         )
     return table
 

@@ -108,7 +108,8 @@ class TrainingDisplay:
         is_silent = time.monotonic() - self._said_at > _SILENT_AT_MOST_S
         if step != self._said_step or is_silent:
             self._said_step, self._said_at = step, time.monotonic()
-            self._console.print(self._line(log, around, elapsed_s), highlight=False)
+            line = self._line(log, around, elapsed_s)
+            self._console.print(line, highlight=False, soft_wrap=True)
 
     def _panel(self, log: TrainingLog, around: Surroundings, elapsed_s: float) -> Group:
         step = log.steps[-1] if log.steps else 0
