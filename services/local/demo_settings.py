@@ -69,6 +69,9 @@ class DemoPlan:
     rollout: RolloutPlan = RolloutPlan()
     trainer: TrainerPlan = TrainerPlan()
     evaluation_seed: int = 0
+    evaluation_temperature: int = 1
+    """1: the distribution that is trained. Greedy answers (0) hide most of what training changes:
+    the base's most probable box is often right while most of its samples are not."""
     evaluation_concurrency: int = 32
     policy_max_num_seqs: int = 64
     policy_threads: int = 1

@@ -288,6 +288,7 @@ class CommandLines:
             *("--label", label),
             *("--out", str(out)),
             *("--seed", str(plan.evaluation_seed)),
+            *("--temperature", str(plan.evaluation_temperature)),
             *("--concurrency", str(plan.evaluation_concurrency)),
             *("--max-turns", str(plan.rollout.max_turns)),
             *("--max-turn-tokens", str(plan.rollout.max_turn_tokens)),
