@@ -277,6 +277,7 @@ def windowed_by_the_standard(data: bytes) -> np.ndarray | None:
     return linear(values, float(center), float(width))
 
 
+@pytest.mark.timeout(900)  # 170 processes, on a machine that may be busy
 def test_every_file_that_pydicom_ships_gives_a_right_image_or_a_clear_refusal(
     sandbox: Sandbox, pixels: Pixels
 ) -> None:
