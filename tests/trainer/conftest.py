@@ -3,10 +3,17 @@
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoTokenizer
 
 from shared.blobs import BlobStore
 from tests.trainer.groups import GroupBuilder, make_checkpoint
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Small tensors gain nothing from a second thread, and lose much on a busy machine."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
