@@ -21,6 +21,7 @@ from shared.api.policy import (
     EntropyRequest,
     GenerateRequest,
     PolicyDescription,
+    Segment,
     TextSegment,
     WirePixelLimits,
 )
@@ -103,7 +104,7 @@ class PolicyService:
             [image],
             ["warm-up"],
         )
-        segments = [TextSegment(text=_WARM_UP_TEXT)]
+        segments: list[Segment] = [TextSegment(text=_WARM_UP_TEXT)]
         turns = [
             GenerateRequest(segments=segments, max_tokens=4, temperature=t) for t in (0.0, 1.0, 1.0)
         ]

@@ -88,7 +88,8 @@ def _turned(
 
 def _inside(mask_hw: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """The mask away from its own rim and from the image's border."""
-    inner = ndimage.binary_erosion(ndimage.binary_fill_holes(mask_hw), iterations=12)
+    filled = ndimage.binary_fill_holes(mask_hw)
+    inner: NDArray[np.bool_] = np.array(ndimage.binary_erosion(filled, iterations=12), dtype=bool)
     inner[:_MARGIN_PX] = inner[-_MARGIN_PX:] = False
     inner[:, :_MARGIN_PX] = inner[:, -_MARGIN_PX:] = False
     return inner

@@ -99,7 +99,7 @@ def _noise(rng: Generator) -> FloatImage:
     total = np.zeros((ORIGINAL_PX, ORIGINAL_PX))
     for cells in (4, 10, 28):
         coarse = rng.normal(size=(cells, cells)).astype(np.float32)
-        wide = Image.fromarray(coarse).resize((ORIGINAL_PX,) * 2, Image.Resampling.BICUBIC)
+        wide = Image.fromarray(coarse).resize((ORIGINAL_PX, ORIGINAL_PX), Image.Resampling.BICUBIC)
         total += rng.uniform(0, 0.1) * np.asarray(wide)
     total += rng.uniform(0, 0.03) * rng.normal(size=total.shape)
     return np.repeat((total + rng.uniform(0.1, 0.5))[..., None], 3, axis=-1)

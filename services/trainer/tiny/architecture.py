@@ -1,3 +1,4 @@
+# pyright: reportPrivateUsage=false
 """The model and processor of the tiny policy: ordinary Qwen2.5-VL classes with small numbers.
 
 Nothing here is a variant of the architecture: patch embedding, vision blocks, merger, mRoPE and

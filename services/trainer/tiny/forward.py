@@ -1,3 +1,4 @@
+# pyright: reportCallIssue=false, reportAttributeAccessIssue=false
 """Forward passes of Qwen2.5-VL on pictures of one size: transformers' weights and maths, batched.
 
 transformers runs the vision attention image by image; for many small pictures of one size that is

@@ -1,3 +1,4 @@
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
 """Supervised pre-training of the tiny base policy on generic scenes.
 
 Three stages: the vision tower learns from hints (kinds, salience); then the text model learns to

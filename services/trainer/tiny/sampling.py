@@ -156,7 +156,7 @@ def sample(
     views = view_features[[row_of[id(o)] for o in originals]]
     prompts = [speller.prompt_ids] * len(originals)
     first = _sample_turn(model, speller, prompts, views, generator)
-    calls = [_CALL.fullmatch(speller.tokenizer.decode(turn)) for turn in first]
+    calls = [_CALL.fullmatch(str(speller.tokenizer.decode(turn))) for turn in first]
     boxes = [tuple(int(c) for c in call.groups()) if call else None for call in calls]
     crops = [_cropped(o, b) if b else None for o, b in zip(originals, boxes, strict=True)]  # pyright: ignore[reportArgumentType]
     zoomed = [i for i, crop in enumerate(crops) if crop]
@@ -174,7 +174,7 @@ def sample(
     for i, box in enumerate(boxes):
         crop = crops[i]
         final = second.get(i)
-        answer = _ANSWER.fullmatch(speller.tokenizer.decode(final)) if final else None
+        answer = _ANSWER.fullmatch(str(speller.tokenizer.decode(final))) if final else None
         sampled.append(
             Sampled(
                 turns=(tuple(first[i]), *([tuple(final)] if final else [])),
