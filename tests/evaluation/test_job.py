@@ -203,6 +203,13 @@ async def test_a_problem_that_is_refused_is_counted_as_failed_and_wrong(
     assert report.metrics.answered.mean == 0.75
 
 
+def test_flags_are_read_as_numbers(tmp_path: Path) -> None:
+    flags = ["--problem-set", str(tmp_path), "--out", str(tmp_path), "--temperature", "1"]
+    assert EvaluationSettings.load(flags).temperature == 1
+    with pytest.raises(SystemExit):
+        EvaluationSettings.load([*flags[:-1], "2"])
+
+
 async def test_at_temperature_one_the_seed_decides(
     stage: Stage, problem_set: Path, tmp_path: Path
 ) -> None:

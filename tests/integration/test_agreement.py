@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from services.problems.phantoms import render_phantoms
+from services.problems.phantoms import OPTIONS, QUESTION, render_phantoms
 from services.trainer.batch import collate
 from services.trainer.images import ImageSource
 from services.trainer.model import Policy
@@ -68,8 +68,8 @@ async def attempted(
             zoom,
             description,
             image=stored.image,
-            question="Which texture does the lesion have?",
-            options=["one", "two", "three"],
+            question=QUESTION,
+            options=list(OPTIONS),
         )
         trajectories = [
             await run_episode(

@@ -37,12 +37,18 @@ def sampled(
 def test_the_manifest_is_a_policy_manifest_of_the_tiny_policy(base_folder: Path) -> None:
     manifest = msgspec.json.decode((base_folder / "medvr.json").read_bytes(), type=PolicyManifest)
     assert (manifest.format, manifest.name, manifest.tools) == (1, "tiny", ["zoom_in"])
-    assert manifest.made_by["metrics"]["brain_well_formed"] >= 0.97
+    assert 0.15 <= manifest.made_by["metrics"]["brain_hit_rate"] <= 0.5
     assert (base_folder / "model.safetensors").stat().st_size < 10_000_000
 
 
-def test_the_base_writes_the_taught_form(sampled: list[Sampled]) -> None:
-    assert np.mean([s.well_formed for s in sampled]) >= 0.95
+def test_the_base_writes_the_taught_form_as_often_as_its_manifest_says(
+    sampled: list[Sampled], base_folder: Path
+) -> None:
+    manifest = msgspec.json.decode((base_folder / "medvr.json").read_bytes(), type=PolicyManifest)
+    claimed = manifest.made_by["metrics"]["brain_well_formed"]
+    measured = np.mean([s.well_formed for s in sampled])
+    assert measured >= 0.88
+    assert abs(measured - claimed) <= 0.06
 
 
 def test_the_base_finds_lesions_sometimes(sampled: list[Sampled], phantoms: list[Phantom]) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 from transformers import AutoImageProcessor, Qwen2_5_VLForConditionalGeneration
+from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 
 from services.trainer.batch import MicroBatch, collate, cut_batch
 from services.trainer.images import ImageSource
@@ -102,10 +103,37 @@ def test_a_shared_image_is_encoded_once(
     assert len(batch.grid_thw) == 2 * (1 + 4)
 
 
+def wholly_in_float64(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> Policy:
+    """The policy without the float32 islands that transformers has in norms and vision rotation.
+
+    There the sum of gradients is rounded before, and the gradients of a sum after: 1e-7 apart.
+    """
+    policy.double()
+    for module in list(policy.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, modeling_qwen2_5_vl.Qwen2_5_VLRMSNorm):
+                norm = torch.nn.RMSNorm(len(child.weight), child.variance_epsilon)
+                norm.weight = child.weight
+                setattr(module, name, norm)
+
+    def rotate(
+        query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        cos, sin = cos.unsqueeze(-2).double(), sin.unsqueeze(-2).double()
+        half = modeling_qwen2_5_vl.rotate_half
+        return query * cos + half(query) * sin, key * cos + half(key) * sin
+
+    monkeypatch.setattr(modeling_qwen2_5_vl, "apply_rotary_pos_emb_vision", rotate)
+    return policy
+
+
 def test_the_gradient_is_the_sum_of_the_gradients_one_by_one(
-    checkpoint: Path, samples: list[TrainingSample], images: ImageSource
+    checkpoint: Path,
+    samples: list[TrainingSample],
+    images: ImageSource,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    policy = Policy.load(checkpoint, CPU).double()
+    policy = wholly_in_float64(Policy.load(checkpoint, CPU), monkeypatch)
     weights = torch.linspace(0.5, 2.0, len(samples)).tolist()
 
     def gradient(chunks: list[tuple[list[TrainingSample], list[float]]]) -> dict[str, torch.Tensor]:
@@ -119,9 +147,9 @@ def test_the_gradient_is_the_sum_of_the_gradients_one_by_one(
     one_by_one = gradient([([s], [w]) for s, w in zip(samples, weights, strict=True)])
     assert together.keys() == one_by_one.keys()
     assert any("visual" in name for name in together)
-    largest = max(g.abs().max() for g in together.values())
     for name, grad in together.items():
-        assert (grad - one_by_one[name]).abs().max() < 1e-9 * max(1.0, largest), name
+        assert (grad - one_by_one[name]).abs().max() < 1e-9, name
+        assert grad.abs().max() > 1e-6, name
 
 
 def test_nothing_flows_to_what_the_policy_did_not_write(
