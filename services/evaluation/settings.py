@@ -1,7 +1,6 @@
 """Settings of an evaluation: which problems, which policy, how it samples, where it writes."""
 
 from pathlib import Path
-from typing import Literal
 
 from pydantic import Field
 
@@ -25,7 +24,7 @@ class EvaluationSettings(ServiceSettings):
     """Base URL of the cca service: the only place where answers are matched."""
     label: str = "evaluation"
     """Name of this evaluation in tables and plots, e.g. `before`."""
-    temperature: Literal[0, 1] = 0
+    temperature: int = Field(default=0, ge=0, le=1)
     """0: the most likely token each time; 1: sampled."""
     concurrency: int = Field(default=32, ge=1, le=1024)
     """Problems that are worked on together."""
