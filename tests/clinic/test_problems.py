@@ -213,6 +213,7 @@ def test_cases_over_the_limit_wait(start_clinic: StartClinic, policy: ScriptedPo
     wait_for_metric(clinic, "medvr_clinic_unfinished_cases 2.0")
     assert policy.entered.wait(timeout=10)
     assert policy.num_entered == 1
+    time.sleep(1)
 
     policy.release.set()
     for thread in threads:
@@ -220,7 +221,7 @@ def test_cases_over_the_limit_wait(start_clinic: StartClinic, policy: ScriptedPo
 
     assert [case["status"] for case in cases] == ["answered", "answered"]
     waited = sorted(case["timings"]["waiting_s"] for case in cases)
-    assert waited[0] < 0.05 < waited[1]
+    assert waited[0] < 0.9 < waited[1]
 
 
 def wait_for_metric(clinic: httpx.Client, line: str) -> None:

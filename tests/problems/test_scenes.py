@@ -1,6 +1,8 @@
 """Scenes: deterministic, and only a part of what is imitated goes to the target."""
 
+from math import hypot
 from pathlib import Path
+from statistics import median
 
 import pyarrow.parquet as pq
 
@@ -26,8 +28,20 @@ def test_boxes_lie_on_the_grid_inside_the_view_and_have_one_size() -> None:
             assert look.crop.size == (168, 168)
 
 
-def test_only_the_first_look_of_a_scene_is_imitated() -> None:
-    assert [look.imitated for look in render_scene(2, 0, 0.4).looks] == [True, False, False]
+def distances_from_target(found_share: float) -> list[float]:
+    distances = []
+    for index in range(12):
+        scene = render_scene(2, index, found_share)
+        for look in scene.looks:
+            x1, y1, x2, y2 = look.bbox_2d
+            off_x, off_y = (x1 + x2) / 2 - scene.target[0], (y1 + y2) / 2 - scene.target[1]
+            distances.append(hypot(off_x, off_y))
+    return distances
+
+
+def test_looks_go_near_the_target_as_often_as_they_should() -> None:
+    assert median(distances_from_target(1.0)) < 15
+    assert median(distances_from_target(0.0)) > 35
 
 
 def test_a_scene_file_holds_the_same_rows_whatever_the_number_of_processes(tmp_path: Path) -> None:
