@@ -31,13 +31,13 @@ $(STAMP): constraints.txt pyproject.toml
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 
-demo: install ## Trains a policy on brain phantoms and serves it (about 20 minutes)
+demo: install ## Trains a policy on brain phantoms and serves it
 	@$(BIN)/medvr local demo $(ARGS)
 
 demo-compare: install ## The same, beside the arm without EVR and CCA
 	@$(BIN)/medvr local demo --arm both $(ARGS)
 
-up: install ## The stack with the shipped trained policy, no training
+up: install ## The stack without training, with the shipped policy
 	@$(BIN)/medvr local up $(ARGS)
 
 down: ## Stops a running stack
