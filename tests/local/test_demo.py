@@ -158,7 +158,7 @@ def check_case(url: str, root: Path) -> None:
     )
     assert answer.status_code == 201
     case = answer.json()
-    assert case["policy"]["version"] == PLAN.trainer.max_steps
+    assert case["policy"]["versions"] == [PLAN.trainer.max_steps]
     assert case["policy"]["run"] == "demo-medvr"
     assert case["status"] in {"answered", "abstained"}
 
