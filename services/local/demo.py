@@ -207,7 +207,7 @@ class Demo:
         self._show(report)
 
     def _show(self, report: DemoReport) -> None:
-        self._console.print(rich_table(table_rows(report), "Held-out phantoms"))
+        self._console.print(rich_table(table_rows(report, brief=True), "Held-out phantoms"))
         if len(report.training) > 1:
             self._console.print(rich_table(comparison_rows(report), "The two arms"))
         self._console.print(

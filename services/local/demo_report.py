@@ -141,16 +141,26 @@ def _training_summary(outcome: TrainingOutcome, after: Measured) -> TrainingSumm
     )
 
 
-def _cell(interval: Interval | None, *, per_cent: bool) -> str:
+def _cell(interval: Interval | None, *, per_cent: bool, digits: int | None = None) -> str:
+    """`85.0 % (80.0–90.0)`; a dash where nothing is known."""
     if interval is None:
         return "—"
-    factor, unit, digits = (100, " %", 1) if per_cent else (1, "", 2)
-    mean, low, high = (f"{factor * v:.{digits}f}" for v in interval)
+    factor, unit, usual = (100, " %", 1) if per_cent else (1, "", 2)
+    shown = usual if digits is None else digits
+    mean, low, high = (f"{factor * v:.{shown}f}" for v in interval)
     return f"{mean}{unit} ({low}–{high})"
 
 
-def table_rows(report: DemoReport) -> list[tuple[str, ...]]:
-    """The before/after table as cells; the first row is the heading."""
+def _mean_cell(interval: Interval | None, *, per_cent: bool) -> str:
+    return _cell(interval, per_cent=per_cent).partition(" (")[0]
+
+
+def table_rows(report: DemoReport, *, brief: bool = False) -> list[tuple[str, ...]]:
+    """The before/after table as cells; the first row is the heading.
+
+    `brief` fits on a terminal: whole per cents, intervals of accuracy and hit rate alone.
+    """
+    main_digits, other_cell = (0, _mean_cell) if brief else (None, _cell)
     rows: list[tuple[str, ...]] = [
         ("arm", "set", "moment", "accuracy", "zoom hit rate", "IoU", "box area", "zooms"),
     ]
@@ -160,11 +170,11 @@ def table_rows(report: DemoReport) -> list[tuple[str, ...]]:
                 rows.append(
                     (
                         *(arm, test_set, moment),
-                        _cell(m.accuracy, per_cent=True),
-                        _cell(m.hit_rate, per_cent=True),
-                        _cell(m.iou, per_cent=False),
-                        _cell(m.box_area, per_cent=True),
-                        _cell(m.mean_zooms, per_cent=False),
+                        _cell(m.accuracy, per_cent=True, digits=main_digits),
+                        _cell(m.hit_rate, per_cent=True, digits=main_digits),
+                        other_cell(m.iou, per_cent=False),
+                        other_cell(m.box_area, per_cent=True),
+                        other_cell(m.mean_zooms, per_cent=False),
                     )
                 )
     return rows
