@@ -15,6 +15,14 @@ declare_missing_operators()
 pytest_plugins = ["tests.fixtures_policy"]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cold_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What vLLM remembers of earlier runs must not decide whether it starts."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("VLLM_CACHE_ROOT", str(tmp_path_factory.mktemp("vllm-cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def free_port() -> Callable[[], int]:
     """A port that nobody listens on right now."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from services.policy.plugin import NAME
 from services.policy.settings import PolicySettings
+from services.policy.version import is_cpu_build
 
 LOGGING_CONFIG = Path(__file__).with_name("logging.json")
 
@@ -38,7 +39,7 @@ def vllm_arguments(settings: PolicySettings) -> list[str]:
     ]
     if settings.max_model_len is not None:
         arguments += ["--max-model-len", str(settings.max_model_len)]
-    if _is_cpu():
+    if is_cpu_build():
         cache_bytes = settings.kv_cache_mib * 2**20
         arguments += ["--enforce-eager", "--kv-cache-memory-bytes", str(cache_bytes)]
     return arguments
@@ -60,7 +61,7 @@ def vllm_environment(settings: PolicySettings) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "OMP_NUM_THREADS": str(settings.threads),
     }
-    if _is_cpu():
+    if is_cpu_build():
         environment["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         # One small function of vLLM's sampler is compiled on first use even in eager mode: 15 s.
         environment["TORCHDYNAMO_DISABLE"] = "1"
@@ -78,14 +79,3 @@ def _dtype(settings: PolicySettings) -> str:
     declared = json.loads(config.read_text())
     is_float32 = (declared.get("dtype") or declared.get("torch_dtype")) == "float32"
     return "float32" if is_float32 else "auto"
-
-
-def _is_cpu() -> bool:
-    """Whether the CPU build of vLLM is installed."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        version("vllm-cpu")
-    except PackageNotFoundError:
-        return False
-    return True

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 from starlette.datastructures import State
 
-from services.policy.version import require_tested_vllm
+from services.policy.version import is_cpu_build, require_tested_vllm
 
 if TYPE_CHECKING:
     from vllm.engine.protocol import EngineClient
@@ -19,8 +19,12 @@ NAME = "medvr"
 
 
 def register() -> None:
-    """Refuse an untested vLLM, whoever started it. May run several times."""
+    """Refuse an untested vLLM, whoever started it; name the models. May run several times."""
     require_tested_vllm()
+    if is_cpu_build():
+        from services.policy.vllm_adapter import register_models
+
+        register_models()
 
 
 class PolicyEndpoints:

