@@ -1,4 +1,4 @@
-"""`medvr local up | demo | status | down`: the whole system on one machine."""
+"""`medvr local up | demo | ship | status | down`: the whole system on one machine."""
 
 import sys
 from collections.abc import Callable
@@ -7,10 +7,11 @@ from shared.errors import MedvrError
 from shared.problem import ProblemSetError
 from shared.service.logs import configure_logs
 
-_USAGE = """usage: medvr local up | demo | status | down [options]
+_USAGE = """usage: medvr local up | demo | ship | status | down [options]
 
   up      start everything with the shipped trained policy and serve until Ctrl-C
   demo    train a policy on brain phantoms, evaluate it before and after, serve it
+  ship    make the policy of a finished demo the one that `up` serves
   status  show the running stack
   down    stop the running stack
 
@@ -56,6 +57,16 @@ def _demo(argv: list[str]) -> int:
     return 0
 
 
+def _ship(argv: list[str]) -> int:
+    from services.local.settings import ShipSettings
+
+    settings = ShipSettings.load(argv)
+    from services.local.ship import ship
+
+    sys.stdout.write(f"{ship(settings)}\n")
+    return 0
+
+
 def _status(argv: list[str]) -> int:
     from services.local.settings import StatusSettings
 
@@ -81,6 +92,7 @@ def _down(argv: list[str]) -> int:
 _COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "up": _up,
     "demo": _demo,
+    "ship": _ship,
     "status": _status,
     "down": _down,
 }

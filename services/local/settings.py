@@ -1,4 +1,4 @@
-"""Settings of `medvr local up | demo | status | down`."""
+"""Settings of `medvr local up | demo | ship | status | down`."""
 
 from pathlib import Path
 from typing import Literal
@@ -62,6 +62,15 @@ class DemoSettings(_StackSettings):
     """At the end, leave the clinic running until Ctrl-C; `--no-serve` ends instead."""
     quick: bool = False
     """A few steps on a few problems: shows that everything works, trains nothing."""
+
+
+class ShipSettings(_FolderSettings):
+    """Make the policy of a finished demo the one that `up` serves."""
+
+    model_config = _config("ship")
+
+    out: Path = TINY / "trained"
+    """Folder of the checkpoint; replaced if it is there."""
 
 
 class StatusSettings(_FolderSettings):

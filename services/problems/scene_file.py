@@ -1,4 +1,4 @@
-"""Scenes and phantoms written to one parquet file, for `medvr trainer tiny-base` and then the bin.
+"""Scenes and phantoms written to one parquet file, for `medvr tiny-base` and then the bin.
 
 Two sorts of rows: `scene` (what is imitated) and `probe` (brain phantoms with their true box, on
 which the trained base is only measured). Pictures are PNG bytes, rendered by `show_region`.
@@ -18,10 +18,16 @@ from services.problems.scenes import render_scene
 from shared.render import encode_png
 
 LETTERS = "ABCDEFGHIJ"
-FORMAT = 1
+FORMAT = 2
 
 _ROWS_PER_GROUP = 256
-_LOOK = pa.struct([("bbox_2d", pa.list_(pa.int16())), ("crop_png", pa.binary())])
+_LOOK = pa.struct(
+    [
+        ("bbox_2d", pa.list_(pa.int16())),
+        ("crop_png", pa.binary()),
+        ("is_imitated", pa.bool_()),
+    ]
+)
 _SCHEMA = pa.schema(
     [
         ("row_kind", pa.string()),
@@ -36,7 +42,14 @@ _SCHEMA = pa.schema(
 
 def _scene_row(index: int, *, seed: int, found_share: float) -> dict[str, object]:
     scene = render_scene(seed, index, found_share)
-    looks = [{"bbox_2d": look.bbox_2d, "crop_png": encode_png(look.crop)} for look in scene.looks]
+    looks = [
+        {
+            "bbox_2d": look.bbox_2d,
+            "crop_png": encode_png(look.crop),
+            "is_imitated": look.is_imitated,
+        }
+        for look in scene.looks
+    ]
     return {
         "row_kind": "scene",
         "image_png": encode_png(scene.view),

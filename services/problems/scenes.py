@@ -3,8 +3,9 @@
 A scene is a picture with one patterned target. Pictures are noise, gradients, clutter, everyday
 photographs and brain slices; targets are squares, diamonds, rings and, anywhere but on brain
 slices, discs: a brain with a bright disc, the phantom, is never among them. Scenes teach the
-format, the reading of crops and a weak sense of place: only a part of the looks that are imitated
-go to the target, the others go anywhere.
+format, the reading of crops and a weak sense of place: of the looks that are imitated only a part
+goes to the target, the others go about the middle. One more look, at the target, is there to be
+read and not imitated: how well a crop is read is then no matter of how often it is found.
 """
 
 import zlib
@@ -38,8 +39,14 @@ BOX_PX = 42
 GRID_PX = 7
 """Box corners are multiples of this, in view pixels."""
 
-_JITTER_PX = 8.0
-"""Standard deviation of a found look's centre around the target's, in view pixels."""
+_OFFSET_PX = 16.0
+"""A found look's centre is up to this far from the target's along each axis, in view pixels: the
+target may be anywhere in its crop, and has to be read there."""
+
+_ASTRAY_PX = 20.0
+"""Standard deviation of the other looks' centres around the middle of the view, in view pixels.
+Whoever knows nothing looks at the middle; so the base's likeliest box is there, not at the target,
+and its greedy answers are no better than its samples."""
 
 _NUM_SHAPES = 4
 """Squares, diamonds, rings, and discs (the last not on brain slices)."""
@@ -71,6 +78,8 @@ class Look:
     """Where, in view pixels."""
     crop: Image.Image
     """What is shown of it."""
+    is_imitated: bool
+    """Whether the policy learns to look there; if not, only to read what the look shows."""
 
 
 @dataclass(frozen=True)
@@ -189,15 +198,28 @@ def _box_around(x: float, y: float) -> tuple[int, int, int, int]:
     return (left, top, left + BOX_PX, top + BOX_PX)
 
 
-def _look(picture: Image.Image, centre: tuple[float, float]) -> Look:
+def _look(picture: Image.Image, centre: tuple[float, float], *, is_imitated: bool) -> Look:
     bbox_2d = _box_around(*centre)
     original, view = ImageSize(*picture.size), ImageSize(VIEW_PX, VIEW_PX)
     box = place_box(view_to_original(bbox_2d, view, original), original)
-    return Look(bbox_2d, show_region(picture, box, _LIMITS))
+    return Look(bbox_2d, show_region(picture, box, _LIMITS), is_imitated)
 
 
-def render_scene(seed: int, index: int, found_share: float, num_looks: int = 3) -> Scene:
-    """Scene number `index`; of its looks about `found_share` go near the target."""
+def _near(target: tuple[float, float], rng: Generator) -> tuple[float, float]:
+    x, y = rng.uniform(-_OFFSET_PX, _OFFSET_PX, 2)
+    return (target[0] + float(x), target[1] + float(y))
+
+
+def _astray(rng: Generator) -> tuple[float, float]:
+    x, y = rng.normal(VIEW_PX / 2, _ASTRAY_PX, 2)
+    return (float(x), float(y))
+
+
+def render_scene(seed: int, index: int, found_share: float, num_imitated: int = 2) -> Scene:
+    """Scene number `index`: a look to be read, and some to be imitated.
+
+    Of the latter about `found_share` go near the target.
+    """
     rng = np.random.default_rng([zlib.crc32(b"scene"), seed, index])
     shares = [share for share, _ in _PICTURES]
     _, make = _PICTURES[int(rng.choice(len(_PICTURES), p=shares))]
@@ -205,13 +227,11 @@ def render_scene(seed: int, index: int, found_share: float, num_looks: int = 3) 
     num_shapes = _NUM_SHAPES - 1 if make is _brain_slice else _NUM_SHAPES
     drawn, x, y = _with_target(make(rng), rng, kind, num_shapes)
     picture = to_image(drawn)
-    target = np.array([x, y]) * VIEW_PX / ORIGINAL_PX
-    looks: list[Look] = []
-    for _ in range(num_looks):
-        if rng.random() < found_share:
-            centre = target + rng.normal(0, _JITTER_PX, 2)
-        else:
-            centre = rng.uniform(BOX_PX / 2, VIEW_PX - BOX_PX / 2, 2)
-        looks.append(_look(picture, (float(centre[0]), float(centre[1]))))
+    target = (x * VIEW_PX / ORIGINAL_PX, y * VIEW_PX / ORIGINAL_PX)
+    looks = [_look(picture, _near(target, rng), is_imitated=False)]
+    for _ in range(num_imitated):
+        is_found = rng.random() < found_share
+        centre = _near(target, rng) if is_found else _astray(rng)
+        looks.append(_look(picture, centre, is_imitated=True))
     view = show_region(picture, Box.whole(ImageSize(*picture.size)), _LIMITS)
-    return Scene(view, tuple(looks), kind, (float(target[0]), float(target[1])))
+    return Scene(view, tuple(looks), kind, target)

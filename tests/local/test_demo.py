@@ -19,7 +19,9 @@ import pytest
 
 from services.local.demo_settings import DemoPlan, quick
 from services.local.leftovers import end_stack, stack_processes
+from services.local.settings import TINY
 from services.local.state import StackFolder, StackState
+from shared.weights import read_policy_manifest
 
 PLAN = quick(DemoPlan())
 PATIENCE_S = 600.0
@@ -103,6 +105,7 @@ def test_a_demo_interrupted_in_training_is_resumed_to_the_end(start: Start) -> N
     check_training(run, root)
     check_report(root)
     check_case(url, root)
+    check_shipped(root)
 
     assert second.interrupt() == 0
     assert stack_processes(second.stack_id) == []
@@ -161,6 +164,32 @@ def check_case(url: str, root: Path) -> None:
     assert case["policy"]["versions"] == [PLAN.trainer.max_steps]
     assert case["policy"]["run"] == "demo-medvr"
     assert case["status"] in {"answered", "abstained"}
+
+
+def check_shipped(root: Path) -> None:
+    """The shipped policy has the final version's weights and says what was measured of them."""
+    out = root.parent / "shipped"
+    command = [sys.executable, "-m", "services", "local", "ship", "--folder", str(root)]
+    subprocess.run([*command, "--out", str(out)], check=True)
+    report = json.loads((root / "demo" / "report.json").read_bytes())
+    final = Path(report["training"]["medvr"]["outcome"]["final_version"]["path"])
+    weights = "model.safetensors"
+    assert (out / weights).read_bytes() == (final / weights).read_bytes()
+    made_by = read_policy_manifest(out).made_by
+    assert made_by["steps"] == PLAN.trainer.max_steps
+    accuracy = report["arms"]["medvr"]["brain"]["after"]["accuracy"][0]
+    assert made_by["metrics"]["brain"]["after"]["accuracy"] == round(accuracy, 4)
+    assert made_by["started_from"] == read_policy_manifest(TINY / "base").made_by
+
+
+def test_shipping_without_a_finished_demo_is_refused(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "services", "local", "ship", "--folder", str(tmp_path)]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "out")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "no finished demo" in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_resuming_nothing_is_refused(tmp_path: Path) -> None:

@@ -69,6 +69,7 @@ def _spelt(scenes: list[Scene], speller: Speller, random: Random) -> Batch:
                 look.bbox_2d,
                 scene.answer,
                 (random.randrange(len(LOOK_THOUGHTS)), random.randrange(len(ANSWER_THOUGHTS))),
+                is_imitated=look.is_imitated,
             )
             for scene in scenes
             for look in scene.looks
@@ -152,9 +153,14 @@ class _Trainer:
         scene_of_look = [scene for scene in scenes for _ in scene.looks]
         before_speaking = hidden_BLH[:, len(self.speller.prompt_ids) - 1]
         sure, kinds = _sure_and_kinds(scenes)
+        sure_looks = [
+            (scene, look) for scene in scenes for look in scene.looks if look.shows(scene.target)
+        ]
         first_looks = [scene_of_look.index(scene) for scene in scenes]
         hint_loss = (
-            functional.cross_entropy(self.hints.kind_logits(features[sure, 1]), kinds[sure])
+            functional.cross_entropy(
+                self.hints.kind_logits(features[sure, 1], sure_looks), kinds[sure]
+            )
             + self.hints.salience_loss(features[first_looks, 0], scenes)
             + self.hints.place_loss(before_speaking, scene_of_look)
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-FORMAT = "1"
+FORMAT = "2"
 
 
 class SceneFileError(ValueError):
@@ -22,6 +22,8 @@ class Look:
     bbox_2d: tuple[int, int, int, int]
     """In view pixels."""
     crop_png: bytes
+    is_imitated: bool
+    """Whether the policy learns to look there, or only to read what is shown."""
 
     def shows(self, target: tuple[float, float], margin_px: float = 4.0) -> bool:
         """Whether the target's centre is in the crop, at least `margin_px` from its edges."""
@@ -77,7 +79,10 @@ def read_scene_file(path: Path) -> SceneFile:
                 x1, y1, x2, y2 = row["true_box"]
                 probes.append(Probe(row["image_png"], row["answer"], (x1, y1, x2, y2)))
                 continue
-            looks = tuple(Look(tuple(look["bbox_2d"]), look["crop_png"]) for look in row["looks"])
+            looks = tuple(
+                Look(tuple(look["bbox_2d"]), look["crop_png"], look["is_imitated"])
+                for look in row["looks"]
+            )
             x, y = row["target"]
             scenes.append(Scene(row["image_png"], looks, row["answer"], (x, y)))
     return SceneFile(

@@ -85,8 +85,13 @@ class Speller:
         bbox_2d: tuple[int, int, int, int],
         answer: str,
         thoughts: tuple[int, int],
+        *,
+        is_imitated: bool = True,
     ) -> tuple[list[int], list[int]]:
-        """(ids, labels) of prompt, look, observation, answer; what the policy says is trained."""
+        """(ids, labels) of prompt, look, observation, answer; what the policy says is trained.
+
+        A look that is not imitated is not trained: only the answer after it is.
+        """
         look = list(self._ids_of_text(look_turn(LOOK_THOUGHTS[thoughts[0]], bbox_2d)))
         final = list(self._ids_of_text(answer_turn(ANSWER_THOUGHTS[thoughts[1]], answer)))
         final.append(self.turn_end_id)
@@ -94,7 +99,7 @@ class Speller:
         ids = [*self.prompt_ids, *look, *observation, *final]
         labels = [
             *[IGNORED] * len(self.prompt_ids),
-            *look,
+            *(look if is_imitated else [IGNORED] * len(look)),
             *[self.turn_end_id],
             *[IGNORED] * (len(observation) - 1),
             *final,

@@ -27,22 +27,17 @@ def warm_vision_up(
 ) -> None:
     """Teach the vision tower kinds and places from the hints, before any language."""
     visual = model.model.visual
-    crops = [
-        (look.crop_png, ord(scene.answer) - ord("A"))
-        for scene in scenes
-        for look in scene.looks
-        if look.shows(scene.target)
-    ]
+    crops = [(scene, look) for scene in scenes for look in scene.looks if look.shows(scene.target)]
     stage = _Stage([visual, hints], settings.vision_lr, 15, settings.max_grad_norm)
     with tqdm(range(settings.vision_steps), desc="vision", unit="step") as progress:
         for step in progress:
             viewed = random.sample(scenes, settings.scenes_per_step)
             read = random.sample(crops, settings.vision_crops_per_step)
-            pngs = [scene.view_png for scene in viewed] + [png for png, _ in read]
+            pngs = [scene.view_png for scene in viewed] + [look.crop_png for _, look in read]
             patches = to_patches(decode_all(pngs))
             features = image_features(visual, patches, PATCH_GRID_HW)
-            kinds = torch.tensor([kind for _, kind in read])
-            logits = hints.kind_logits(features[len(viewed) :])
+            kinds = torch.tensor([ord(scene.answer) - ord("A") for scene, _ in read])
+            logits = hints.kind_logits(features[len(viewed) :], read)
             salience = hints.salience_loss(features[: len(viewed)], viewed)
             stage.update(functional.cross_entropy(logits, kinds) + salience, step)
             accuracy = (logits.argmax(-1) == kinds).float().mean().item()
