@@ -249,15 +249,15 @@ class CommandLines:
 
     # -- jobs ---------------------------------------------------------------------------------
 
-    def _job(self, name: str, output: Output, *arguments: str) -> ProcessSpec:
-        """A process that ends by itself."""
+    def _job(self, name: str, *arguments: str) -> ProcessSpec:
+        """A process that ends by itself and shows its progress."""
         return ProcessSpec(
             name,
             _medvr(*arguments),
             Tier.WORKER,
             probe=Probe.NONE,
             restart=Restart.NEVER,
-            output=output,
+            output=Output.TERMINAL,
         )
 
     def phantoms(
@@ -266,7 +266,6 @@ class CommandLines:
         """Render problem sets into folders of `out`, their images through zoom."""
         return self._job(
             "phantoms",
-            Output.LOG,
             *("problems", "phantoms"),
             *("--out", str(out)),
             *("--zoom", self.zoom_url),
@@ -281,7 +280,6 @@ class CommandLines:
         """Evaluate the policy that is served now."""
         return self._job(
             f"evaluation-{out.name}",
-            Output.TERMINAL,
             "evaluation",
             *self._agent_flags,
             *("--problem-set", str(problem_set)),

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -19,14 +19,13 @@ from rich.console import Console
 
 from services.local.processes import CommandLines
 from services.local.ready import log_tail, wait_until_ready
-from services.local.spec import Output, ProcessSpec
+from services.local.spec import ProcessSpec
 from services.local.state import ProcessState, StackError, StackFolder, StackState
 from services.local.supervisor import ChildReport, ChildState, Supervisor
 
 READY_TIMEOUT_S = 600.0
 """Half a minute on two idle cores; minutes on busy ones."""
 _POLL_S = 0.2
-_LINE_EVERY_S = 10.0
 _KEPT_LOG_BYTES = 8 * 1024 * 1024
 
 
@@ -57,34 +56,16 @@ class Stack:
         self.wait_for(*specs)
 
     def run_job(self, spec: ProcessSpec) -> None:
-        """Start a job and wait until it is finished. Raises `StackError` if it fails."""
+        """Start a job, which shows its own progress, and wait until it is finished.
+
+        Raises `StackError` if it fails.
+        """
         self._specs[spec.name] = spec
         self.supervisor.start(spec)
-        with self._waiting_for(spec) as say:
-            while (child := self.supervisor.child(spec.name)).state is ChildState.RUNNING:
-                say(f"{spec.name}: {child.uptime_s:.0f} s")
-                time.sleep(_POLL_S)
+        while (child := self.supervisor.child(spec.name)).state is ChildState.RUNNING:
+            time.sleep(_POLL_S)
         if child.state is not ChildState.FINISHED:
             raise StackError(describe_end(child))
-
-    @contextmanager
-    def _waiting_for(self, spec: ProcessSpec) -> Generator[Callable[[str], None]]:
-        """A spinner on a terminal, a line now and then elsewhere; none for a job with its own."""
-        if spec.output is Output.TERMINAL:
-            yield lambda _: None
-        elif self.console.is_terminal:
-            with self.console.status(spec.name) as spinner:
-                yield spinner.update
-        else:
-            said_at = time.monotonic()
-
-            def say(text: str) -> None:
-                nonlocal said_at
-                if time.monotonic() - said_at > _LINE_EVERY_S:
-                    said_at = time.monotonic()
-                    self.console.print(text, highlight=False)
-
-            yield say
 
     def stop(self, *names: str) -> None:
         """Stop these children and wait until they are gone."""

@@ -65,6 +65,7 @@ def _phantoms(args: argparse.Namespace) -> None:
                     args.out / name,
                     render_phantoms(modality, seed, number),
                     zoom,
+                    num_phantoms=number,
                     seed=seed,
                     source=f"phantoms of {modality}, {number} from seed {seed}",
                 )

@@ -4,8 +4,11 @@ The true boxes go to `lesions.parquet` and nowhere else; the problem itself says
 """
 
 import asyncio
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
+
+from tqdm import tqdm
 
 from services.problems.phantoms import OPTIONS, QUESTION, Phantom
 from shared.clients.zoom import ZoomClient
@@ -31,9 +34,12 @@ def as_problem(phantom: Phantom, image: str) -> Problem:
 
 
 async def ingest_phantoms(
-    phantoms: Iterable[Phantom], zoom: ZoomClient
+    phantoms: Iterable[Phantom], zoom: ZoomClient, on_uploaded: Callable[[int], object]
 ) -> tuple[list[Problem], list[tuple[str, Box]]]:
-    """Upload every picture; the problems in order, and their true boxes. Raises `ZoomError`."""
+    """Upload every picture; the problems in order, and their true boxes. Raises `ZoomError`.
+
+    `on_uploaded` is told how many more are stored, every few of them.
+    """
     gate = asyncio.Semaphore(_CONCURRENT_UPLOADS)
     problems: list[Problem] = []
     lesions: list[tuple[str, Box]] = []
@@ -46,6 +52,7 @@ async def ingest_phantoms(
     for few in _batched(phantoms, 4 * _CONCURRENT_UPLOADS):
         problems += await asyncio.gather(*(upload(phantom) for phantom in few))
         lesions += [(phantom.problem_id, phantom.box) for phantom in few]
+        on_uploaded(len(few))
     return problems, lesions
 
 
@@ -61,10 +68,18 @@ def _batched(phantoms: Iterable[Phantom], size: int) -> Iterable[list[Phantom]]:
 
 
 async def write_phantom_set(
-    folder: Path, phantoms: Iterable[Phantom], zoom: ZoomClient, *, seed: int, source: str
+    folder: Path,
+    phantoms: Iterable[Phantom],
+    zoom: ZoomClient,
+    *,
+    num_phantoms: int,
+    seed: int,
+    source: str,
 ) -> int:
-    """Ingest and write one problem set; the number of problems in it."""
-    problems, lesions = await ingest_phantoms(phantoms, zoom)
+    """Ingest and write one problem set, with a progress bar; the number of problems in it."""
+    pace_s = 0.2 if sys.stderr.isatty() else 10.0
+    with tqdm(total=num_phantoms, desc=folder.name, unit="phantom", mininterval=pace_s) as progress:
+        problems, lesions = await ingest_phantoms(phantoms, zoom, progress.update)
     manifest = ProblemSetManifest(
         name=folder.name, num_problems=len(problems), seed=seed, source=source
     )

@@ -19,7 +19,10 @@ async def test_a_phantom_set_is_ingested_and_its_truth_kept_apart(tmp_path: Path
     folder = tmp_path / "retina-test"
     async with app.router.lifespan_context(app), http:
         zoom = ZoomClient("http://zoom", http)
-        assert await write_phantom_set(folder, phantoms, zoom, seed=1, source="test") == 3
+        assert (
+            await write_phantom_set(folder, phantoms, zoom, num_phantoms=3, seed=1, source="test")
+            == 3
+        )
         for problem in read_problems(folder):
             facts = await zoom.facts(problem.image)
             assert (facts.width_px, facts.height_px, facts.mode) == (336, 336, "RGB")
