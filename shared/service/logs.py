@@ -55,5 +55,6 @@ def configure_logs(service: str, level: str = "INFO") -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter(service))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    for name in ("httpx", "httpcore", "uvicorn.access", "fsspec", "asyncio", "PIL"):
+    quiet = ("httpx", "httpcore", "uvicorn.access", "fsspec", "asyncio", "PIL", "matplotlib")
+    for name in quiet:
         logging.getLogger(name).setLevel(logging.WARNING)
