@@ -41,7 +41,7 @@ class RolloutPlan:
 class TrainerPlan:
     """How the policy is changed."""
 
-    max_steps: int = 60
+    max_steps: int = 80
     groups_per_step: int = 8
     max_off_policy_steps: int = 4
     max_outstanding: int = 16
@@ -61,7 +61,7 @@ class DemoPlan:
     arms: tuple[Arm, ...] = (Arm.MEDVR,)
     seed: int = 0
     """Of training: feeder's order, sampling, torch."""
-    num_train_problems: int = 1_500
+    num_train_problems: int = 1_000
     num_test_problems: int = 200
     """Of each test set."""
     test_sets: tuple[str, ...] = ("brain", "retina", "ct")

@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     earlier: dict[str, object] = {}
     if args.start:
         earlier = start_from(model, args.start)
-        settings = replace(settings, vision_steps=0, look_steps=0)
+        settings = replace(settings, vision_steps=0, text_steps=0)
     steps = pretrain(model, tokenizer, scenes, settings)
     probed = measure(
         model.eval(),

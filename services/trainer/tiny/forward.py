@@ -72,3 +72,18 @@ def trained_loss(
         model.lm_head(hidden_BLH[:, :-1][trained]), targets, reduction="none"
     )
     return losses.mean(), losses, targets
+
+
+def letter_logits(
+    model: Qwen2_5_VLForConditionalGeneration,
+    hidden_BLH: torch.Tensor,
+    batch: Batch,
+    letters: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """([B, V], [B]): logits where each row's answer is about to be written, and the answers.
+
+    `letters` are the ids of all possible answers; a row trains exactly one of them.
+    """
+    targets_BL = batch.labels_BL[:, 1:]
+    is_letter = torch.isin(targets_BL, letters)
+    return model.lm_head(hidden_BLH[:, :-1][is_letter]), targets_BL[is_letter]

@@ -41,16 +41,25 @@ class Hints(nn.Module):
         pooled_NH = torch.einsum("nt,nth->nh", weights_NT, self.per_token(crops_NTH))
         return self.kind(pooled_NH)
 
-    def salience_loss(self, views_NTH: torch.Tensor, scenes: list[Scene]) -> torch.Tensor:
+    def view_salience_loss(self, views_NTH: torch.Tensor, scenes: Sequence[Scene]) -> torch.Tensor:
         """Which image token of each view holds the target's centre: mean cross-entropy."""
-        tokens = [
-            min(int(y) // _TOKEN_PX, _TOKENS_PER_SIDE - 1) * _TOKENS_PER_SIDE
-            + min(int(x) // _TOKEN_PX, _TOKENS_PER_SIDE - 1)
-            for x, y in (scene.target for scene in scenes)
-        ]
-        return functional.cross_entropy(self.salience(views_NTH)[..., 0], torch.tensor(tokens))
+        places = [(x / _TOKEN_PX, y / _TOKEN_PX) for x, y in (scene.target for scene in scenes)]
+        return self._salience_loss(views_NTH, places)
 
-    def place_loss(self, hidden_NH: torch.Tensor, scenes: list[Scene]) -> torch.Tensor:
+    def crop_salience_loss(
+        self, crops_NTH: torch.Tensor, looks: Sequence[tuple[Scene, Look]]
+    ) -> torch.Tensor:
+        """The same in crops that show the target: what is salient looks alike in both."""
+        return self._salience_loss(crops_NTH, [_place_in_crop(s, look) for s, look in looks])
+
+    def _salience_loss(
+        self, pictures_NTH: torch.Tensor, places: Sequence[tuple[float, float]]
+    ) -> torch.Tensor:
+        last = _TOKENS_PER_SIDE - 1
+        tokens = [min(int(y), last) * _TOKENS_PER_SIDE + min(int(x), last) for x, y in places]
+        return functional.cross_entropy(self.salience(pictures_NTH)[..., 0], torch.tensor(tokens))
+
+    def place_loss(self, hidden_NH: torch.Tensor, scenes: Sequence[Scene]) -> torch.Tensor:
         """Column and row of the target from the text model's state before it first speaks."""
         cells = [
             [min(int(c) // _CELL_PX, _NUM_CELLS - 1) for c in scene.target] for scene in scenes
@@ -58,19 +67,23 @@ class Hints(nn.Module):
         logits = self.cell(hidden_NH).view(-1, _NUM_CELLS)
         return functional.cross_entropy(logits, torch.tensor(cells).flatten())
 
-    def place_accuracy(self, hidden_NH: torch.Tensor, scenes: list[Scene]) -> float:
+    def place_accuracy(self, hidden_NH: torch.Tensor, scenes: Sequence[Scene]) -> float:
         """Share of targets whose column and row are both named within one cell."""
         named = self.cell(hidden_NH).view(-1, 2, _NUM_CELLS).argmax(-1)
         cells = torch.tensor([[int(c) // _CELL_PX for c in scene.target] for scene in scenes])
         return ((named - cells).abs() <= 1).all(-1).float().mean().item()
 
 
+def _place_in_crop(scene: Scene, look: Look) -> tuple[float, float]:
+    """Column and row of the target's centre in a crop, in image tokens."""
+    x1, y1, x2, y2 = look.bbox_2d
+    column = (scene.target[0] - x1) / (x2 - x1) * _TOKENS_PER_SIDE
+    return column, (scene.target[1] - y1) / (y2 - y1) * _TOKENS_PER_SIDE
+
+
 def _nearness(scene: Scene, look: Look) -> torch.Tensor:
     """Weight of every image token of a crop, falling off about the target; their sum is 1."""
-    x1, y1, x2, y2 = look.bbox_2d
-    step_x, step_y = (x2 - x1) / _TOKENS_PER_SIDE, (y2 - y1) / _TOKENS_PER_SIDE
+    column, row = _place_in_crop(scene, look)
     middles = torch.arange(_TOKENS_PER_SIDE) + 0.5
-    off_x = middles - (scene.target[0] - x1) / step_x
-    off_y = middles - (scene.target[1] - y1) / step_y
-    squared = off_y[:, None] ** 2 + off_x[None, :] ** 2
+    squared = (middles[:, None] - row) ** 2 + (middles[None, :] - column) ** 2
     return torch.softmax(-squared.flatten() / 2, dim=0)

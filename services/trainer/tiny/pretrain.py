@@ -2,10 +2,10 @@
 """Supervised pre-training of the tiny base policy on generic scenes.
 
 Three stages: the vision tower learns from hints (kinds, salience); then the text model learns to
-place and spell looks, the vision tower held still; then the whole imitates the scenes' looks and
-answers. In the last, one shuffled pass follows another; a batch is `scenes_per_step` scenes with
-all their looks, so a view is encoded once for all its looks. Deterministic from the seed for a
-given thread count.
+place and spell looks and to read crops, the vision tower held still; then the whole imitates the
+scenes' looks and answers. In the last, one shuffled pass follows another; a batch is
+`scenes_per_step` scenes with all their looks, so a view is encoded once for all its looks.
+Deterministic from the seed for a given thread count.
 """
 
 import math
@@ -19,13 +19,13 @@ from torch.nn import functional
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
 
-from services.trainer.tiny.forward import hidden_states, image_features, trained_loss
+from services.trainer.tiny.forward import hidden_states, image_features, letter_logits, trained_loss
 from services.trainer.tiny.hints import Hints
 from services.trainer.tiny.pixels import decode_all, to_patches
 from services.trainer.tiny.recipe import PATCH_GRID_HW, PretrainSettings
 from services.trainer.tiny.scenes import Scene, SceneFile
 from services.trainer.tiny.sequences import Batch, Speller
-from services.trainer.tiny.warmup import warm_looks_up, warm_vision_up
+from services.trainer.tiny.warmup import warm_text_up, warm_vision_up
 from services.trainer.tiny.wording import ANSWER_THOUGHTS, LOOK_THOUGHTS
 
 
@@ -109,8 +109,8 @@ def pretrain(
     speller = Speller(tokenizer, scene_file.question, scene_file.options)
     trainer = _Trainer(model, speller, len(scene_file.options), settings)
     warm_vision_up(model, trainer.hints, scene_file.scenes, settings, trainer.random)
-    views = scene_file.scenes[: settings.num_look_views]
-    warm_looks_up(model, trainer.hints, speller, views, settings, trainer.random)
+    views = scene_file.scenes[: settings.num_text_scenes]
+    warm_text_up(model, trainer.hints, speller, views, settings, trainer.random)
     metrics: list[StepMetrics] = []
     order = _scene_order(len(scene_file.scenes), settings)
     with tqdm(order, total=settings.num_steps, desc="base", unit="step") as progress:
@@ -137,7 +137,7 @@ class _Trainer:
         settings: PretrainSettings,
     ) -> None:
         self.model, self.speller, self.settings = model, speller, settings
-        self.letters = torch.tensor([speller.token(chr(65 + i)) for i in range(num_kinds)])
+        self.letters = speller.letters
         self.hints = Hints(model.config.text_config.hidden_size, num_kinds)
         self.optimizer = _optimizer(model, self.hints, settings)
         self.random = Random(settings.seed + 1)
@@ -157,12 +157,15 @@ class _Trainer:
             (scene, look) for scene in scenes for look in scene.looks if look.shows(scene.target)
         ]
         first_looks = [scene_of_look.index(scene) for scene in scenes]
+        logits, answers = letter_logits(self.model, hidden_BLH, batch, self.letters)
         hint_loss = (
             functional.cross_entropy(
                 self.hints.kind_logits(features[sure, 1], sure_looks), kinds[sure]
             )
-            + self.hints.salience_loss(features[first_looks, 0], scenes)
+            + self.hints.crop_salience_loss(features[sure, 1], sure_looks)
+            + self.hints.view_salience_loss(features[first_looks, 0], scenes)
             + self.hints.place_loss(before_speaking, scene_of_look)
+            + functional.cross_entropy(logits[sure], answers[sure])
         )
         self.optimizer.zero_grad(set_to_none=True)
         (loss + self.settings.hint_weight * hint_loss).backward()
@@ -171,19 +174,8 @@ class _Trainer:
         return StepMetrics(
             loss_nats=loss.item(),
             place_accuracy=self.hints.place_accuracy(before_speaking, scene_of_look),
-            reading_accuracy=self._reading_accuracy(hidden_BLH, batch, scenes),
+            reading_accuracy=(logits.argmax(-1) == answers)[sure].float().mean().item(),
         )
-
-    @torch.no_grad()
-    def _reading_accuracy(
-        self, hidden_BLH: torch.Tensor, batch: Batch, scenes: list[Scene]
-    ) -> float:
-        """Share of letters right among the looks that show the target."""
-        targets = batch.labels_BL[:, 1:]
-        is_letter = torch.isin(targets, self.letters)
-        chosen = self.model.lm_head(hidden_BLH[:, :-1][is_letter]).argmax(-1)
-        sure, _ = _sure_and_kinds(scenes)
-        return (chosen == targets[is_letter])[sure].float().mean().item()
 
 
 def _sure_and_kinds(scenes: list[Scene]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,14 +14,15 @@ class PretrainSettings:
     scenes_per_step: int = 12
     peak_lr: float = 1.5e-3
     warmup_steps: int = 30
-    vision_steps: int = 130
-    """Steps before the others in which only the vision tower learns, from the hint."""
+    vision_steps: int = 180
+    """Steps before the others in which only the vision tower learns, from the hints."""
     vision_lr: float = 1e-3
     vision_crops_per_step: int = 48
-    look_steps: int = 200
-    """Steps after those in which only the text model learns, from views and first turns."""
-    look_views_per_step: int = 64
-    num_look_views: int = 4000
+    text_steps: int = 240
+    """Steps after those in which only the text model learns."""
+    text_looks_per_step: int = 48
+    text_crops_per_step: int = 24
+    num_text_scenes: int = 3000
     box_px: int = 42
     """Side of the boxes the scenes teach, in view pixels; likewise the two below."""
     grid_px: int = 7

@@ -47,6 +47,7 @@ class Speller:
         self.tokenizer = tokenizer
         self.grid_hw = grid_hw
         self.num_options = len(options)
+        self.letters = torch.tensor([self.token(chr(65 + i)) for i in range(len(options))])
         start, pad, end = (
             self.token(t) for t in ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
         )

@@ -1,4 +1,4 @@
-"""The first two stages of pre-training: seeing, then placing, each from hints alone."""
+"""The first two stages of pre-training: seeing from hints, then placing and reading."""
 
 from collections.abc import Iterable, Sequence
 from random import Random
@@ -9,13 +9,13 @@ from torch.nn import functional
 from tqdm import tqdm
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from services.trainer.tiny.forward import hidden_states, image_features, trained_loss
+from services.trainer.tiny.forward import hidden_states, image_features, letter_logits, trained_loss
 from services.trainer.tiny.hints import Hints
 from services.trainer.tiny.pixels import decode_all, to_patches
 from services.trainer.tiny.recipe import PATCH_GRID_HW, PretrainSettings
 from services.trainer.tiny.scenes import Scene
 from services.trainer.tiny.sequences import Speller
-from services.trainer.tiny.wording import LOOK_THOUGHTS
+from services.trainer.tiny.wording import ANSWER_THOUGHTS, LOOK_THOUGHTS
 
 
 def warm_vision_up(
@@ -37,14 +37,16 @@ def warm_vision_up(
             patches = to_patches(decode_all(pngs))
             features = image_features(visual, patches, PATCH_GRID_HW)
             kinds = torch.tensor([ord(scene.answer) - ord("A") for scene, _ in read])
-            logits = hints.kind_logits(features[len(viewed) :], read)
-            salience = hints.salience_loss(features[: len(viewed)], viewed)
+            views_NTH, crops_NTH = features.split([len(viewed), len(read)])
+            logits = hints.kind_logits(crops_NTH, read)
+            salience = hints.view_salience_loss(views_NTH, viewed)
+            salience = salience + hints.crop_salience_loss(crops_NTH, read)
             stage.update(functional.cross_entropy(logits, kinds) + salience, step)
             accuracy = (logits.argmax(-1) == kinds).float().mean().item()
             progress.set_postfix(kinds=f"{accuracy:.2f}", salience=f"{salience.item():.2f}")
 
 
-def warm_looks_up(
+def warm_text_up(
     model: Qwen2_5_VLForConditionalGeneration,
     hints: Hints,
     speller: Speller,
@@ -52,37 +54,65 @@ def warm_looks_up(
     settings: PretrainSettings,
     random: Random,
 ) -> None:
-    """Teach the text model to place and to spell a look, the vision tower held still.
+    """Teach the text model to place and spell a look, and to read a crop; vision is held still.
 
     Here every look goes to the target: from looks of which half go anywhere, the way from a known
-    place to its digits was not found in 450 steps. The last stage unlearns most of it again. Only
-    views are needed and they are encoded once, so a step costs a fourth of a whole one.
+    place to its digits was not found in 450 steps. The last stage unlearns most of it again. Each
+    picture is encoded once, so a step costs a third of a whole one.
     """
-    if settings.look_steps == 0:
+    if settings.text_steps == 0:
         return
-    with torch.no_grad():
-        chunks = [scenes[i : i + 64] for i in range(0, len(scenes), 64)]
-        views_NTH = torch.cat([_view_features(model, chunk) for chunk in chunks])
+    views_NTH = _features(model, [scene.view_png for scene in scenes])
+    crops_NTH = _features(model, [scene.looks[0].crop_png for scene in scenes])
     modules = [model.model.language_model, hints]
     stage = _Stage(modules, settings.peak_lr, settings.warmup_steps, settings.max_grad_norm)
-    with tqdm(range(settings.look_steps), desc="looks", unit="step") as progress:
+    with tqdm(range(settings.text_steps), desc="text", unit="step") as progress:
         for step in progress:
-            chosen = random.sample(range(len(scenes)), settings.look_views_per_step)
-            shown = [scenes[i] for i in chosen]
+            placed = random.sample(range(len(scenes)), settings.text_looks_per_step)
+            shown = [scenes[i] for i in placed]
+            boxes = [_box_at(scene, settings, random) for scene in shown]
+            thoughts = [random.randrange(len(LOOK_THOUGHTS)) for _ in shown]
             batch = speller.batch(
-                [
-                    speller.first_turn(
-                        _box_at(scene, settings, random), random.randrange(len(LOOK_THOUGHTS))
-                    )
-                    for scene in shown
-                ]
+                [speller.first_turn(box, t) for box, t in zip(boxes, thoughts, strict=True)]
             )
-            hidden_BLH = hidden_states(model, batch, speller.image_pad_id, views_NTH[chosen])
+            hidden_BLH = hidden_states(model, batch, speller.image_pad_id, views_NTH[placed])
             before_speaking = hidden_BLH[:, len(speller.prompt_ids) - 1]
             spelling, _, _ = trained_loss(model, hidden_BLH, batch)
-            stage.update(spelling + hints.place_loss(before_speaking, shown), step)
-            accuracy = hints.place_accuracy(before_speaking, shown)
-            progress.set_postfix(loss=f"{spelling.item():.2f}", place=f"{accuracy:.2f}")
+            place = hints.place_loss(before_speaking, shown)
+            read = random.sample(range(len(scenes)), settings.text_crops_per_step)
+            pictures = torch.stack([views_NTH[read], crops_NTH[read]], dim=1)
+            reading, right = _read(model, speller, [scenes[i] for i in read], pictures, random)
+            stage.update(spelling + place + reading, step)
+            progress.set_postfix(
+                spelling=f"{spelling.item():.2f}",
+                place=f"{hints.place_accuracy(before_speaking, shown):.2f}",
+                reading=f"{right:.2f}",
+            )
+
+
+def _read(
+    model: Qwen2_5_VLForConditionalGeneration,
+    speller: Speller,
+    scenes: Sequence[Scene],
+    pictures: torch.Tensor,
+    random: Random,
+) -> tuple[torch.Tensor, float]:
+    """Loss of the letter after each scene's first look, and the share of right ones."""
+    batch = speller.batch(
+        [
+            speller.conversation(
+                scene.looks[0].bbox_2d,
+                scene.answer,
+                (random.randrange(len(LOOK_THOUGHTS)), random.randrange(len(ANSWER_THOUGHTS))),
+                is_imitated=False,
+            )
+            for scene in scenes
+        ]
+    )
+    hidden_BLH = hidden_states(model, batch, speller.image_pad_id, pictures)
+    logits, answers = letter_logits(model, hidden_BLH, batch, speller.letters)
+    right = (logits.argmax(-1) == answers).float().mean().item()
+    return functional.cross_entropy(logits, answers), right
 
 
 def _box_at(scene: Scene, settings: PretrainSettings, random: Random) -> tuple[int, int, int, int]:
@@ -118,9 +148,13 @@ class _Stage:
         self.optimizer.step()
 
 
-def _view_features(
-    model: Qwen2_5_VLForConditionalGeneration, scenes: Sequence[Scene]
-) -> torch.Tensor:
-    """Image tokens of the scenes' views."""
-    patches = to_patches(decode_all([scene.view_png for scene in scenes]))
-    return image_features(model.model.visual, patches, PATCH_GRID_HW)
+@torch.no_grad()
+def _features(model: Qwen2_5_VLForConditionalGeneration, pngs: Sequence[bytes]) -> torch.Tensor:
+    """Image tokens of pictures, [N, T, H], without a gradient."""
+    chunks = [pngs[i : i + 64] for i in range(0, len(pngs), 64)]
+    return torch.cat(
+        [
+            image_features(model.model.visual, to_patches(decode_all(chunk)), PATCH_GRID_HW)
+            for chunk in chunks
+        ]
+    )
