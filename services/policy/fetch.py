@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 Wanted = tuple[str, int, bool]
 """Key of a request, first position wanted, whether its record may be dropped."""
 Taken = tuple[list[float], list[float]]
-"""Entropies from that position on, and all forced log-probabilities; nats."""
+"""Entropies and log-probabilities of the chosen tokens from that position on; nats."""
 
 
 class EntropyFetcher:

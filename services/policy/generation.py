@@ -15,7 +15,13 @@ from services.policy.fetch import EntropyFetcher
 from services.policy.metrics import PolicyMetrics
 from services.policy.prompts import Prompt, PromptBuilder, refuse
 from services.policy.tokens import TextStream, Vocabulary
-from services.policy.vllm_adapter import Engine, EngineOutput, RejectedByEngine, sampling_params
+from services.policy.vllm_adapter import (
+    Engine,
+    EngineOutput,
+    RejectedByEngine,
+    measured_params,
+    plain_params,
+)
 from shared.api.policy import GenerateDelta, GenerateRequest, GenerateResponse, WireVersionSpan
 from shared.errors import ApiProblem
 
@@ -115,15 +121,25 @@ class Generator:
         self, request: GenerateRequest, prompt: Prompt, key: str, request_id: str, stream: bool
     ) -> AsyncGenerator[EngineOutput, None]:
         """The engine's outputs; a request given back unstarted is sent again."""
-        params = sampling_params(
-            key=key if self._measures else None,
-            max_tokens=request.max_tokens,
-            temperature=request.temperature,
-            seed=request.seed,
-            stop=request.stop,
-            stop_token_ids=self._vocabulary.end_ids,
-            stream=stream,
-        )
+        stop_token_ids = self._vocabulary.end_ids
+        if self._measures:
+            params = measured_params(
+                key=key,
+                max_tokens=request.max_tokens,
+                temperature=request.temperature,
+                seed=request.seed,
+                stop=request.stop,
+                stop_token_ids=stop_token_ids,
+                stream=stream,
+            )
+        else:
+            params = plain_params(
+                max_tokens=request.max_tokens,
+                temperature=request.temperature,
+                stop=request.stop,
+                stop_token_ids=stop_token_ids,
+                stream=stream,
+            )
         for attempt in range(_ATTEMPTS):
             rendered = await render(self._engine, prompt)
             async for output in self._engine.generate(rendered, params, request_id):
@@ -142,18 +158,19 @@ class Generator:
     ) -> GenerateDelta:
         final = output.finish is not None
         num_tokens = len(output.token_ids)
-        entropies = [0.0] * num_tokens
+        entropies, logprobs = [0.0] * num_tokens, output.logprobs
         if self._measures and (num_tokens or final):
-            entropies, _ = await self._fetcher.fetch(key, len(turn.token_ids), final=final)
-        if len(entropies) < num_tokens or len(output.sampled_logprobs) != num_tokens:
+            start = len(turn.token_ids)
+            entropies, logprobs = await self._fetcher.fetch(key, start, final=final)
+        if min(len(entropies), len(logprobs)) < num_tokens:
             raise EngineFailed(
                 f"{num_tokens} tokens came with {len(entropies)} entropies and "
-                f"{len(output.sampled_logprobs)} log-probabilities"
+                f"{len(logprobs)} log-probabilities"
             )
         delta = GenerateDelta.model_construct(
             token_ids=output.token_ids,
             token_texts=texts.push(output.token_ids, final=final),
-            sampled_logprobs=output.sampled_logprobs,
+            sampled_logprobs=logprobs[:num_tokens],
             entropies_nats=entropies[:num_tokens],
         )
         turn.token_ids += delta.token_ids

@@ -7,10 +7,12 @@ test (tests/policy) runs this file against the real engine on CPU. Extension poi
 reset_prefix_cache, reset_encoder_cache, update_weight_version and the renderer.
 """
 
+import secrets
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import msgspec
 import torch
 from PIL.Image import Image
 from vllm import ModelRegistry, SamplingParams, TokensPrompt
@@ -26,12 +28,13 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 from vllm.model_executor.models.qwen2_5_vl import Qwen2_5_VLForConditionalGeneration
 from vllm.model_executor.models.qwen2_vl import Qwen2VLForConditionalGeneration
+from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
-from services.policy.entropy import TABLE, Record, entropy_nats, force_tokens
+from services.policy.entropy import TABLE, Choice, Chooser, Record
 from shared.agent.prompt import VISION_PLACEHOLDERS
 from shared.geometry import PixelLimits
 
@@ -46,7 +49,7 @@ __all__ = [
 ]
 
 _KEY = "medvr_key"
-_FORCED = "medvr_forced_token_ids"
+_CHOICE = "medvr_choice"
 
 RejectedByEngine = VLLMClientError
 """The engine refuses the request as such; the message is fit for the caller."""
@@ -72,10 +75,10 @@ def forbidden_token_ids(tokenizer: Any) -> list[int]:
 
 
 class EntropyLogitsProcessor(LogitsProcessor):
-    """Forbids the vision placeholders, measures H_t of what is left, forces given tokens.
+    """Forbids the vision placeholders; measures the other requests' rows and chooses for them.
 
     Sees float32 logits before temperature. Every row is masked; only rows whose request carries a
-    key in `extra_args` are measured.
+    key in `extra_args` are measured and chosen for. vLLM then takes the one token that is left.
     """
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
@@ -83,6 +86,19 @@ class EntropyLogitsProcessor(LogitsProcessor):
         tokenizer = cached_tokenizer_from_config(vllm_config.model_config)
         self._forbidden = torch.tensor(forbidden_token_ids(tokenizer), device=device)
         self._records: dict[int, Record] = {}
+        self._chooser = Chooser(TABLE, device)
+
+    @classmethod
+    def validate_params(cls, sampling_params: SamplingParams) -> None:
+        """Refuse vLLM's own seeds on CPU: at a chunk of a prompt they would end the engine.
+
+        There it turns the request's generator back, which CPU generators cannot.
+        """
+        if sampling_params.seed is not None and current_platform.is_cpu():
+            raise ValueError(
+                "seed is not served here by vLLM's CPU build; leave it out, or ask "
+                "/medvr/v1/generate, which takes one"
+            )
 
     def is_argmax_invariant(self) -> bool:
         """No: the mask may change the greedy choice, so it runs for greedy requests too."""
@@ -95,18 +111,18 @@ class EntropyLogitsProcessor(LogitsProcessor):
         extra = params.extra_args or {}
         if _KEY not in extra:
             return None
-        return TABLE.begin(extra[_KEY], output_token_ids, extra.get(_FORCED))
+        choice = msgspec.convert(extra[_CHOICE], Choice)
+        return TABLE.begin(extra[_KEY], output_token_ids, choice)
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
         """Follow the batch: which request sits in which row."""
         process_dict_updates(self._records, batch_update, self._begin)
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
-        """Mask, measure, force; in place."""
+        """Mask, measure, choose; in place."""
         logits.index_fill_(1, self._forbidden, -torch.inf)
         if self._records:
-            TABLE.add_step(entropy_nats(logits), self._records)
-            force_tokens(logits, self._records)
+            self._chooser.choose(logits, self._records)
         return logits
 
 
@@ -145,7 +161,8 @@ class EngineOutput:
     """What the engine sampled since the last output (everything, when not streaming)."""
 
     token_ids: list[int]
-    sampled_logprobs: list[float]
+    logprobs: list[float]
+    """vLLM's; empty for measured requests, whose log-probabilities come with the entropies."""
     finish: str | None
     """vLLM's finish reason: stop, length, abort or error; None while it goes on."""
     stop: str | int | None
@@ -192,7 +209,7 @@ class Engine:
             spans = completion.weight_versions or []
             yield EngineOutput(
                 token_ids=list(completion.token_ids),
-                sampled_logprobs=logprobs.logprobs if isinstance(logprobs, FlatLogprobs) else [],
+                logprobs=logprobs.logprobs if isinstance(logprobs, FlatLogprobs) else [],
                 finish=completion.finish_reason,
                 stop=completion.stop_reason,
                 version_spans=[(int(s.version), s.end - s.start) for s in spans],
@@ -202,7 +219,7 @@ class Engine:
     async def take(
         self, wanted: list[tuple[str, int, bool]]
     ) -> list[tuple[list[float], list[float]]]:
-        """Entropies and forced logprobs of many requests in one call (`EntropyTable.take`)."""
+        """Entropies and log-probabilities of many requests in one call (`EntropyTable.take`)."""
         per_worker = await self._client.collective_rpc("medvr_take", args=(wanted,))
         return per_worker[0]
 
@@ -240,9 +257,9 @@ class Engine:
         return PixelLimits(int(size["shortest_edge"]), int(size["longest_edge"]))
 
 
-def sampling_params(
+def measured_params(
     *,
-    key: str | None,
+    key: str,
     max_tokens: int,
     temperature: float,
     seed: int | None,
@@ -250,13 +267,35 @@ def sampling_params(
     stop_token_ids: list[int],
     stream: bool,
 ) -> SamplingParams:
-    """Raw sampling (METHOD.md): no top-p, top-k or penalties; stop strings stay in the tokens."""
+    """Measured sampling at temperature 1 (METHOD.md: raw, no truncation), or greedily at 0.
+
+    Without a seed a random one is drawn. Stop strings stay in the tokens.
+    """
+    is_drawn = temperature > 0
+    drawn_seed = secrets.randbits(63) if seed is None else seed
+    return SamplingParams(
+        temperature=0.0,  # one token is left: the chosen one
+        max_tokens=max_tokens,
+        stop=stop,
+        stop_token_ids=stop_token_ids,
+        include_stop_str_in_output=True,
+        skip_special_tokens=False,
+        output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
+        extra_args=_chosen_by(key, Choice(seed=drawn_seed if is_drawn else None)),
+    )
+
+
+def plain_params(
+    *,
+    max_tokens: int,
+    temperature: float,
+    stop: list[str],
+    stop_token_ids: list[int],
+    stream: bool,
+) -> SamplingParams:
+    """The same without entropies: vLLM's sampler and its log-probabilities. For comparison."""
     return SamplingParams(
         temperature=temperature,
-        top_p=1.0,
-        top_k=0,
-        min_p=0.0,
-        seed=seed,
         max_tokens=max_tokens,
         stop=stop,
         stop_token_ids=stop_token_ids,
@@ -265,7 +304,6 @@ def sampling_params(
         logprobs=0,
         flat_logprobs=True,
         output_kind=RequestOutputKind.DELTA if stream else RequestOutputKind.FINAL_ONLY,
-        extra_args=None if key is None else {_KEY: key},
     )
 
 
@@ -278,5 +316,9 @@ def forcing_params(*, key: str, token_ids: list[int]) -> SamplingParams:
         ignore_eos=True,
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
-        extra_args={_KEY: key, _FORCED: token_ids},
+        extra_args=_chosen_by(key, Choice(forced_token_ids=token_ids)),
     )
+
+
+def _chosen_by(key: str, choice: Choice) -> dict[str, Any]:
+    return {_KEY: key, _CHOICE: msgspec.to_builtins(choice)}

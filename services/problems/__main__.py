@@ -31,10 +31,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     scenes = commands.add_parser("scenes", help="render the scenes that pre-train the tiny policy")
     scenes.add_argument("--out", type=Path, required=True, help="parquet file")
-    scenes.add_argument("--scenes", type=int, default=7000, help="scenes to render")
+    scenes.add_argument("--scenes", type=int, default=6000, help="scenes to render")
     scenes.add_argument("--probes", type=int, default=150, help="brain phantoms to measure on")
     scenes.add_argument(
-        "--found-share", type=float, default=0.3, help="share of imitated looks near the target"
+        "--found-share", type=float, default=0.35, help="share of imitated looks near the target"
     )
     scenes.add_argument("--seed", type=int, default=0)
     scenes.add_argument("--processes", type=int, default=2)

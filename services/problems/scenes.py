@@ -39,9 +39,12 @@ BOX_PX = 42
 GRID_PX = 7
 """Box corners are multiples of this, in view pixels."""
 
-_OFFSET_PX = 16.0
-"""A found look's centre is up to this far from the target's along each axis, in view pixels: the
-target may be anywhere in its crop, and has to be read there."""
+_READ_OFFSET_PX = 16.0
+"""The centre of the look to be read is up to this far from the target's along each axis, in view
+pixels: the target may be anywhere in its crop, and has to be read there."""
+
+_FOUND_OFFSET_PX = 10.0
+"""The same of looks that are imitated and find the target."""
 
 _ASTRAY_PX = 20.0
 """Standard deviation of the other looks' centres around the middle of the view, in view pixels.
@@ -205,8 +208,8 @@ def _look(picture: Image.Image, centre: tuple[float, float], *, is_imitated: boo
     return Look(bbox_2d, show_region(picture, box, _LIMITS), is_imitated)
 
 
-def _near(target: tuple[float, float], rng: Generator) -> tuple[float, float]:
-    x, y = rng.uniform(-_OFFSET_PX, _OFFSET_PX, 2)
+def _near(target: tuple[float, float], rng: Generator, *, offset_px: float) -> tuple[float, float]:
+    x, y = rng.uniform(-offset_px, offset_px, 2)
     return (target[0] + float(x), target[1] + float(y))
 
 
@@ -228,10 +231,12 @@ def render_scene(seed: int, index: int, found_share: float, num_imitated: int = 
     drawn, x, y = _with_target(make(rng), rng, kind, num_shapes)
     picture = to_image(drawn)
     target = (x * VIEW_PX / ORIGINAL_PX, y * VIEW_PX / ORIGINAL_PX)
-    looks = [_look(picture, _near(target, rng), is_imitated=False)]
+    to_read = _near(target, rng, offset_px=_READ_OFFSET_PX)
+    looks = [_look(picture, to_read, is_imitated=False)]
     for _ in range(num_imitated):
         is_found = rng.random() < found_share
-        centre = _near(target, rng) if is_found else _astray(rng)
+        found = _near(target, rng, offset_px=_FOUND_OFFSET_PX)
+        centre = found if is_found else _astray(rng)
         looks.append(_look(picture, centre, is_imitated=True))
     view = show_region(picture, Box.whole(ImageSize(*picture.size)), _LIMITS)
     return Scene(view, tuple(looks), kind, target)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-_DEFAULT_STEPS = 580
+_DEFAULT_STEPS = 480
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
