@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ValidationError
 
 from services.policy.service import PolicyService
+from services.policy.vllm_adapter import EngineDead
 from shared.api.policy import (
     EntropyRequest,
     EntropyResponse,
@@ -59,6 +60,8 @@ def _problem(error: Exception) -> JSONResponse:
         return problem_response(error.status, error.title, error.detail)
     if isinstance(error, ValidationError):
         return problem_response(422, "Request does not validate", _describe(error))
+    if isinstance(error, EngineDead):
+        return problem_response(503, "Engine failed", "the engine has ended; a new one starts")
     logger.exception("unhandled error", exc_info=error)
     return problem_response(500, "Internal error", "the error was logged under the request id")
 

@@ -31,6 +31,7 @@ from vllm.model_executor.models.qwen2_vl import Qwen2VLForConditionalGeneration
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 from vllm.tokenizers import cached_tokenizer_from_config
+from vllm.v1.engine.exceptions import EngineDeadError
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
@@ -40,6 +41,7 @@ from shared.geometry import PixelLimits
 
 __all__ = [
     "Engine",
+    "EngineDead",
     "EngineOutput",
     "EntropyLogitsProcessor",
     "MedvrWorker",
@@ -50,6 +52,9 @@ __all__ = [
 
 _KEY = "medvr_key"
 _CHOICE = "medvr_choice"
+
+EngineDead = EngineDeadError
+"""The engine has ended; the server follows it, and whatever keeps it starts another."""
 
 RejectedByEngine = VLLMClientError
 """The engine refuses the request as such; the message is fit for the caller."""
