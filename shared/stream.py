@@ -69,6 +69,11 @@ redis.call('SET', KEYS[4], math.max(cursor, tonumber(ARGV[3])))
 return 1
 """
 
+_RAISE_CURSOR = """
+local cursor = tonumber(redis.call('GET', KEYS[1]) or '0')
+redis.call('SET', KEYS[1], math.max(cursor, tonumber(ARGV[1])))
+"""
+
 
 def connect_redis(url: str) -> "redis.Redis":
     """A client for `RunStream` that waits out a restart of Redis (about a minute)."""
@@ -135,8 +140,7 @@ class RunStream:
             for group_id, fate in fates.items():
                 pipe.hsetnx(self.fates_key, group_id, fate.value)
                 pipe.srem(self.outstanding_key, group_id)
-            current = int(cast("bytes | None", self.client.get(self.cursor_key)) or 0)
-            pipe.set(self.cursor_key, max(current, cursor))
+            pipe.eval(_RAISE_CURSOR, 1, self.cursor_key, cursor)
             pipe.set(self.state_key, RunState.RUNNING.value)
             pipe.execute()
         try:

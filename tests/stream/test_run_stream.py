@@ -1,5 +1,9 @@
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import redis
+from redis.client import Pipeline
 
 from shared.stream import Fate, RunState, RunStream, check_flow
 
@@ -14,6 +18,30 @@ def stream(valkey: redis.Redis) -> RunStream:
 def feed(stream: RunStream, *group_ids: str) -> None:
     for position, group_id in enumerate(group_ids, start=stream.cursor()):
         stream.mark_fed(group_id, position)
+
+
+class Overtaken(redis.Redis):
+    """A client that is overtaken by another process right before each of its transactions."""
+
+    overtake: Callable[[], None]
+
+    def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Pipeline:
+        overtake = self.overtake
+
+        class OvertakenPipeline(Pipeline):
+            def execute(self, raise_on_error: bool = True) -> list[Any]:
+                overtake()
+                return super().execute(raise_on_error)
+
+        arguments = (self.connection_pool, self.response_callbacks, transaction, shard_hint)
+        return OvertakenPipeline(*arguments)
+
+
+def overtaken(stream: RunStream, overtake: Callable[[], None]) -> RunStream:
+    """The same run, as a process sees it that another one overtakes."""
+    client = Overtaken(connection_pool=stream.client.connection_pool)
+    client.overtake = overtake
+    return RunStream(client, stream.run)
 
 
 def test_appending_the_same_group_twice_leaves_one_entry(stream: RunStream) -> None:
@@ -81,6 +109,12 @@ def test_opening_again_moves_nothing_back(stream: RunStream) -> None:
     stream.open({"a": Fate.NO_SIGNAL}, cursor=1)
     assert stream.cursor() == 2
     assert stream.outstanding() == 1
+
+
+def test_opening_does_not_take_back_what_the_feeder_marks_meanwhile(stream: RunStream) -> None:
+    feed(stream, "a")
+    overtaken(stream, lambda: feed(stream, "b")).open({}, cursor=0)
+    assert (stream.cursor(), stream.outstanding()) == (2, 2)
 
 
 def test_a_group_that_found_its_fate_before_its_mark_is_not_outstanding(stream: RunStream) -> None:
