@@ -74,6 +74,14 @@ local cursor = tonumber(redis.call('GET', KEYS[1]) or '0')
 redis.call('SET', KEYS[1], math.max(cursor, tonumber(ARGV[1])))
 """
 
+_FINISH = """
+local left = redis.call('SMEMBERS', KEYS[1])
+for _, group_id in ipairs(left) do redis.call('HSETNX', KEYS[2], group_id, ARGV[1]) end
+redis.call('DEL', KEYS[1], KEYS[3], KEYS[4])
+redis.call('SET', KEYS[5], ARGV[2])
+return #left
+"""
+
 
 def connect_redis(url: str) -> "redis.Redis":
     """A client for `RunStream` that waits out a restart of Redis (about a minute)."""
@@ -151,16 +159,12 @@ class RunStream:
 
     def finish(self) -> int:
         """Trainer, at the end: every group without a fate is surplus; returns how many."""
-        with self.client.pipeline(transaction=True) as pipe:
-            pipe.watch(self.outstanding_key)
-            left = cast("set[bytes]", pipe.smembers(self.outstanding_key))
-            pipe.multi()
-            for group_id in left:
-                pipe.hsetnx(self.fates_key, group_id, Fate.SURPLUS.value)
-            pipe.delete(self.outstanding_key, self.appended_key, self.groups_key)
-            pipe.set(self.state_key, RunState.FINISHED.value)
-            pipe.execute()
-        return len(left)
+        keys = [
+            *(self.outstanding_key, self.fates_key, self.appended_key),
+            *(self.groups_key, self.state_key),
+        ]
+        fate, state = Fate.SURPLUS.value, RunState.FINISHED.value
+        return int(cast("int", self.client.eval(_FINISH, len(keys), *keys, fate, state)))
 
     # -- the feeder ---------------------------------------------------------------------------
 

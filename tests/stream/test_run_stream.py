@@ -93,6 +93,13 @@ def test_groups_left_at_the_end_are_surplus_and_no_longer_wanted(stream: RunStre
     assert stream.state() is RunState.FINISHED
 
 
+def test_a_group_fed_in_the_last_moment_does_not_keep_a_run_from_ending(stream: RunStream) -> None:
+    feed(stream, "a")
+    overtaken(stream, lambda: feed(stream, "b")).finish()
+    assert stream.state() is RunState.FINISHED
+    assert (len(stream.fates()), stream.outstanding()) == (stream.cursor(), 0)
+
+
 def test_an_emptied_redis_is_restored_from_the_checkpoint_and_the_difference_is_missing(
     stream: RunStream, valkey: redis.Redis
 ) -> None:
