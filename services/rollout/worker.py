@@ -142,9 +142,9 @@ class Deliveries:
         return self._over(task, "appended" if is_new else "duplicate")
 
     def _bury(self, task: RolloutTask, reason: str) -> str:
-        logger.error("buried: %s", reason, extra={"group_id": task.group_id})
-        self._stream.bury(task.group_id, reason)
-        return self._over(task, "buried")
+        logger.error("given up: %s", reason, extra={"group_id": task.group_id})
+        is_dead = self._stream.give_up(task.group_id, reason)
+        return self._over(task, "buried" if is_dead else "duplicate")
 
     def _over(self, task: RolloutTask, outcome: str) -> str:
         self._stream.client.hdel(self._counts_key, task.group_id)

@@ -147,7 +147,7 @@ class Delivery:
         """Dead-letter an entry that cannot be trained."""
         self._fates[entry.group_id] = Fate.DEAD
         logger.warning("a group is dead: %s", reason)
-        self._patiently(lambda: self._stream.bury(entry.group_id, reason, entry))
+        self._patiently(lambda: self._stream.bury(entry, reason))
 
     def mark_trained(self, group_ids: list[str]) -> None:
         """These groups are in the weights now; the next snapshot says so."""

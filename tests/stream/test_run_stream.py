@@ -75,7 +75,7 @@ def test_the_first_fate_wins(stream: RunStream) -> None:
     feed(stream, "g")
     stream.append("g", b"x")
     (entry,) = stream.read_new(1, 10)
-    stream.bury("g", "does not validate", entry)
+    stream.bury(entry, "does not validate")
     stream.settle([(entry, Fate.TRAINED)])
     assert stream.fates() == {"g": Fate.DEAD}
     ((_, letter),) = stream.client.xrange(stream.dead_key)
@@ -125,9 +125,20 @@ def test_opening_does_not_take_back_what_the_feeder_marks_meanwhile(stream: RunS
 
 
 def test_a_group_that_found_its_fate_before_its_mark_is_not_outstanding(stream: RunStream) -> None:
-    stream.bury("g", "died at once")
+    assert stream.give_up("g", "died at once") is True
     assert stream.mark_fed("g", 0) is True
     assert (stream.cursor(), stream.outstanding()) == (1, 0)
+
+
+def test_a_group_on_the_stream_is_not_given_up_by_a_second_worker(stream: RunStream) -> None:
+    feed(stream, "g")
+    stream.append("g", b"payload")
+    assert stream.give_up("g", "the second delivery failed") is False
+    (entry,) = stream.read_new(10, 10)
+    stream.settle([(entry, Fate.TRAINED)])
+    assert stream.give_up("g", "and so did the third") is False
+    assert stream.fates() == {"g": Fate.TRAINED}
+    assert stream.client.xlen(stream.dead_key) == 0
 
 
 def test_nothing_is_marked_as_fed_in_a_finished_run(stream: RunStream) -> None:
