@@ -33,6 +33,10 @@ class RolloutFailed(MedvrError):
     """A group that will not be made: its retries are used up, or the failure is permanent."""
 
 
+class OutOfTime(MedvrError):
+    """Another attempt might outlast the delivery: the task goes back before it is given twice."""
+
+
 class Services(msgspec.Struct, frozen=True):
     """Clients of the services a rollout talks to; their connections outlive the tasks."""
 
@@ -65,9 +69,11 @@ async def make_group_with_retries(
 ) -> TrajectoryGroup | None:
     """The scored group; None if it is no longer wanted when it would be tried again.
 
-    Raises `RolloutFailed`.
+    Raises `RolloutFailed`, or `OutOfTime` rather than begin an attempt that might not end before
+    the visibility timeout, when another worker is given the same task.
     """
     request_id.set(new_request_id())
+    delivered_s = time.monotonic()
     for attempt in range(1, settings.max_attempts + 1):
         try:
             async with asyncio.timeout(settings.group_timeout_s):
@@ -81,8 +87,11 @@ async def make_group_with_retries(
                 raise RolloutFailed(f"{error} (attempt {attempt} of {attempt})") from error
             metrics.retries.labels(error.service).inc()
             logger.warning("attempt %d failed: %s", attempt, error, extra=_group(task))
-        pause_s = settings.first_backoff_s * 2 ** (attempt - 1)
-        await asyncio.sleep(min(pause_s, settings.longest_backoff_s))
+        pause_s = min(settings.first_backoff_s * 2 ** (attempt - 1), settings.longest_backoff_s)
+        spent_s = time.monotonic() - delivered_s
+        if spent_s + pause_s + settings.group_timeout_s > settings.visibility_timeout_s:
+            raise OutOfTime(f"{spent_s:.0f} s after its delivery")
+        await asyncio.sleep(pause_s)
         if not await asyncio.to_thread(is_wanted):
             return None
     raise AssertionError("max_attempts is at least 1")
