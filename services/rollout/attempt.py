@@ -19,12 +19,14 @@ from services.rollout.settings import RolloutSettings
 from services.rollout.task import RolloutTask
 from shared.agent.environment import open_problem
 from shared.agent.episode import EpisodeSettings
+from shared.api.policy import PolicyDescription
 from shared.clients.cca import CcaClient
 from shared.clients.policy import PolicyClient
 from shared.clients.zoom import ZoomClient
-from shared.errors import BoundaryError, MedvrError
+from shared.errors import BoundaryError, MedvrError, PolicyError
 from shared.service.logs import new_request_id, request_id
 from shared.trajectory import TrajectoryGroup
+from shared.weights import BASE_RUN
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +105,7 @@ async def make_group(
     """One attempt. Raises `BoundaryError`."""
     started_s = time.monotonic()
     description = await services.policy.describe()
+    check_weights(description, task.run)
     opened = await open_problem(
         services.zoom,
         description,
@@ -133,6 +136,19 @@ async def make_group(
         arm=arm_name(branching.arm, reward),
         rollout_seconds=time.monotonic() - started_s,
     )
+
+
+def check_weights(description: PolicyDescription, run: str) -> None:
+    """What is sampled must come from weights of the run, or from the base that it starts with.
+
+    A run may begin while a policy still serves what the run before it ended with; their versions
+    are numbers alike, so nobody could tell later. Raises `PolicyError`: the swap is on its way.
+    """
+    if description.run not in (run, BASE_RUN):
+        raise PolicyError(
+            f"serves weights of run {description.run!r}, these are groups of {run!r}",
+            is_transient=True,
+        )
 
 
 def _group(task: RolloutTask) -> dict[str, str]:
