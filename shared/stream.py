@@ -9,9 +9,9 @@ fate, *appended* those of them whose group is on the stream. Every step that mov
 MULTI or one script, so a process killed between two commands changes nothing. Appending is
 idempotent: a group that is already on the stream, or already has its fate, is not added again.
 
-Who does what: the feeder feeds, the rollout worker appends or buries, the trainer settles. After
-an emptied Redis the trainer restores fates and cursor from its checkpoint, and the feeder feeds
-the difference again.
+Who does what: the feeder feeds, the rollout worker appends or gives up, the trainer settles
+or buries. After an emptied Redis the trainer restores fates and cursor from its checkpoint, and
+the feeder feeds the difference again.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -66,6 +66,28 @@ if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 if redis.call('HEXISTS', KEYS[2], ARGV[2]) == 0 then redis.call('SADD', KEYS[3], ARGV[2]) end
 local cursor = tonumber(redis.call('GET', KEYS[4]) or '0')
 redis.call('SET', KEYS[4], math.max(cursor, tonumber(ARGV[3])))
+return 1
+"""
+
+_RAISE_CURSOR = """
+local cursor = tonumber(redis.call('GET', KEYS[1]) or '0')
+redis.call('SET', KEYS[1], math.max(cursor, tonumber(ARGV[1])))
+"""
+
+_FINISH = """
+local left = redis.call('SMEMBERS', KEYS[1])
+for _, group_id in ipairs(left) do redis.call('HSETNX', KEYS[2], group_id, ARGV[1]) end
+redis.call('DEL', KEYS[1], KEYS[3], KEYS[4])
+redis.call('SET', KEYS[5], ARGV[2])
+return #left
+"""
+
+_GIVE_UP = """
+if redis.call('HEXISTS', KEYS[2], ARGV[1]) == 1 then return 0 end
+if redis.call('SISMEMBER', KEYS[3], ARGV[1]) == 1 then return 0 end
+redis.call('XADD', KEYS[1], '*', 'group_id', ARGV[1], 'reason', ARGV[2])
+redis.call('HSET', KEYS[2], ARGV[1], ARGV[3])
+redis.call('SREM', KEYS[4], ARGV[1])
 return 1
 """
 
@@ -135,8 +157,7 @@ class RunStream:
             for group_id, fate in fates.items():
                 pipe.hsetnx(self.fates_key, group_id, fate.value)
                 pipe.srem(self.outstanding_key, group_id)
-            current = int(cast("bytes | None", self.client.get(self.cursor_key)) or 0)
-            pipe.set(self.cursor_key, max(current, cursor))
+            pipe.eval(_RAISE_CURSOR, 1, self.cursor_key, cursor)
             pipe.set(self.state_key, RunState.RUNNING.value)
             pipe.execute()
         try:
@@ -147,16 +168,12 @@ class RunStream:
 
     def finish(self) -> int:
         """Trainer, at the end: every group without a fate is surplus; returns how many."""
-        with self.client.pipeline(transaction=True) as pipe:
-            pipe.watch(self.outstanding_key)
-            left = cast("set[bytes]", pipe.smembers(self.outstanding_key))
-            pipe.multi()
-            for group_id in left:
-                pipe.hsetnx(self.fates_key, group_id, Fate.SURPLUS.value)
-            pipe.delete(self.outstanding_key, self.appended_key, self.groups_key)
-            pipe.set(self.state_key, RunState.FINISHED.value)
-            pipe.execute()
-        return len(left)
+        keys = [
+            *(self.outstanding_key, self.fates_key, self.appended_key),
+            *(self.groups_key, self.state_key),
+        ]
+        fate, state = Fate.SURPLUS.value, RunState.FINISHED.value
+        return int(cast("int", self.client.eval(_FINISH, len(keys), *keys, fate, state)))
 
     # -- the feeder ---------------------------------------------------------------------------
 
@@ -205,15 +222,15 @@ class RunStream:
         keys = [self.groups_key, self.fates_key, self.appended_key]
         return bool(self.client.eval(_APPEND, len(keys), *keys, group_id, payload))
 
-    def bury(self, group_id: str, reason: str, entry: StreamEntry | None = None) -> None:
-        """Dead-letter a group: a rollout out of retries, or an entry that does not validate."""
-        letter: dict[str, bytes | str] = {"group_id": group_id, "reason": reason}
-        if entry is not None:
-            letter["group"] = entry.payload
-        with self.client.pipeline(transaction=True) as pipe:
-            pipe.xadd(self.dead_key, letter)  # pyright: ignore[reportArgumentType]
-            self._settle(pipe, group_id, Fate.DEAD, entry.entry_id if entry else None)
-            pipe.execute()
+    def give_up(self, group_id: str, reason: str) -> bool:
+        """Dead-letter a group whose rollout failed for good.
+
+        False, and nothing is done, if the group is on the stream or has its fate: somebody else,
+        to whom the same task was delivered, has brought it to its end.
+        """
+        keys = [self.dead_key, self.fates_key, self.appended_key, self.outstanding_key]
+        arguments = [group_id, reason, Fate.DEAD.value]
+        return bool(self.client.eval(_GIVE_UP, len(keys), *keys, *arguments))
 
     # -- the trainer --------------------------------------------------------------------------
 
@@ -238,6 +255,18 @@ class RunStream:
                 entries.append(StreamEntry(entry_id.decode(), group_id, fields.get(b"group", b"")))
         return entries
 
+    def bury(self, entry: StreamEntry, reason: str) -> None:
+        """Dead-letter an entry that cannot be trained."""
+        letter: dict[str, bytes | str] = {
+            "group_id": entry.group_id,
+            "reason": reason,
+            "group": entry.payload,
+        }
+        with self.client.pipeline(transaction=True) as pipe:
+            pipe.xadd(self.dead_key, letter)  # pyright: ignore[reportArgumentType]
+            self._settle(pipe, entry.group_id, Fate.DEAD, entry.entry_id)
+            pipe.execute()
+
     def settle(self, fated: Iterable[tuple[StreamEntry, Fate]]) -> None:
         """Acknowledge, delete and fate these entries in one MULTI (checkpoint comes before)."""
         with self.client.pipeline(transaction=True) as pipe:
@@ -245,10 +274,9 @@ class RunStream:
                 self._settle(pipe, entry.group_id, fate, entry.entry_id)
             pipe.execute()
 
-    def _settle(self, pipe: Pipeline, group_id: str, fate: Fate, entry_id: str | None) -> None:
-        if entry_id is not None:
-            pipe.xack(self.groups_key, CONSUMER_GROUP, entry_id)
-            pipe.xdel(self.groups_key, entry_id)
+    def _settle(self, pipe: Pipeline, group_id: str, fate: Fate, entry_id: str) -> None:
+        pipe.xack(self.groups_key, CONSUMER_GROUP, entry_id)
+        pipe.xdel(self.groups_key, entry_id)
         pipe.hsetnx(self.fates_key, group_id, fate.value)
         pipe.srem(self.appended_key, group_id)
         pipe.srem(self.outstanding_key, group_id)

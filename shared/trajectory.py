@@ -198,6 +198,11 @@ class Trajectory(msgspec.Struct, frozen=True, kw_only=True):
         """The oldest policy version that sampled one of its tokens."""
         return min(s.version for turn in self.turns for s in turn.generation.version_spans)
 
+    @property
+    def newest_version(self) -> int:
+        """The newest policy version that sampled one of its tokens."""
+        return max(s.version for turn in self.turns for s in turn.generation.version_spans)
+
 
 class TrajectoryGroup(msgspec.Struct, frozen=True, kw_only=True):
     """The scored attempts at one problem: the unit of training and of delivery."""
@@ -228,6 +233,11 @@ class TrajectoryGroup(msgspec.Struct, frozen=True, kw_only=True):
     def oldest_version(self) -> int:
         """The oldest policy version in the group: staleness is counted from it."""
         return min(t.oldest_version for t in self.trajectories)
+
+    @property
+    def newest_version(self) -> int:
+        """The newest policy version in the group: none is newer than the trainer's step."""
+        return max(t.newest_version for t in self.trajectories)
 
 
 def make_group_id(run: str, round_index: int, problem_id: str) -> str:

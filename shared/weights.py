@@ -19,6 +19,8 @@ from shared.geometry import PixelLimits
 
 TRAIN_CHANNEL = "policy:train"
 CLINIC_CHANNEL = "policy:clinic"
+BASE_RUN = "base"
+"""The run of weights that no run has published: a checkpoint a policy was started with."""
 POLICY_MANIFEST = "medvr.json"
 VERSION_MANIFEST = "manifest.json"
 

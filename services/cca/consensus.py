@@ -44,12 +44,12 @@ def find_consensus(
 
     Raises `TooManyCells`.
     """
-    regions = [union(own) for own in boxes]
-    grid = Grid.of(box for region in regions for box in region)
+    grid = Grid.of(box for own in boxes for box in own)
     if grid.num_cells > max_grid_cells:
         raise TooManyCells(
             f"the boxes span a grid of {grid.num_cells} cells, at most {max_grid_cells} are scored"
         )
+    regions = [union(own) for own in boxes]
     counts = grid.counts([box for index in agreeing for box in regions[index]])
     mask = 2 * counts > len(agreeing)
     region = rectangles(grid, mask)

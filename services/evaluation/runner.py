@@ -21,6 +21,7 @@ from shared.clients.cca import CcaClient
 from shared.clients.policy import PolicyClient
 from shared.clients.zoom import ZoomClient
 from shared.errors import BoundaryError
+from shared.geometry import BadBox
 from shared.problem import Problem
 from shared.trajectory import Trajectory
 
@@ -93,6 +94,8 @@ class Agent:
                 trajectory = await self.attempt(problem)
                 accuracy = await self.accuracy(problem, trajectory)
                 break
+            except BadBox as error:  # the image itself is too elongated to be shown
+                return EvaluationRecord.failed(problem, str(error), time.monotonic() - started)
             except BoundaryError as error:
                 seconds = time.monotonic() - started
                 if not error.is_transient:

@@ -29,7 +29,7 @@ def write_example(paths: StackPaths, problem_set: Path) -> tuple[Path, Problem]:
 def greet(console: Console, clinic_url: str, paths: StackPaths, problem_set: Path) -> None:
     """Print the address and the line."""
     image, problem = write_example(paths, problem_set)
-    console.print(f"\n[bold]Clinic:[/] {clinic_url}   (API: {clinic_url}/docs)")
+    console.print(f"\n[bold]Clinic:[/] {clinic_url}   (API: {clinic_url}/openapi.json)")
     console.print("Research use only. Not a medical device.\n")
     console.print(f"Try it (the right answer is {problem.gold_answer}):")
     # One line that can be copied: no wrapping, no markup.

@@ -2,8 +2,8 @@
 
 `steps.jsonl` has one line per step, `boxes.jsonl` one line per group that the trainer took in
 (boxes as cropped, one list per trajectory). The true lesions are joined with the boxes here, in
-the process that watches: they never reach the trainer. A trainer that was killed may write a step
-again; the last line of a step, and of a group, counts.
+the process that watches: they never reach the trainer. A trainer that was killed replaces both
+files without the steps that it takes again.
 """
 
 import json
@@ -32,25 +32,27 @@ class GroupBoxes(msgspec.Struct, frozen=True):
 
 
 class _GrowingFile:
-    """Hands out the complete lines that were added since the last look; all, if it was replaced."""
+    """Hands out the complete lines that were added since the last look."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._inode = 0
         self._offset = 0
 
-    def new_lines(self) -> list[bytes]:
+    def new_lines(self) -> tuple[list[bytes], bool]:
+        """The lines, and whether these are all there are because the file was replaced."""
         if not self._path.is_file():
-            return []
+            return [], False
         with self._path.open("rb") as file:
             inode = os.fstat(file.fileno()).st_ino
-            if inode != self._inode:
+            is_replaced = inode != self._inode
+            if is_replaced:
                 self._inode, self._offset = inode, 0
             file.seek(self._offset)
             added = file.read()
         whole = added[: added.rfind(b"\n") + 1]
         self._offset += len(whole)
-        return whole.splitlines()
+        return whole.splitlines(), is_replaced
 
 
 class Truth:
@@ -80,11 +82,17 @@ class TrainingLog:
         self._hits: dict[int, dict[str, float]] = {}
 
     def refresh(self) -> None:
-        """Read the lines that were added."""
-        for line in self._steps_file.new_lines():
+        """Read the lines that were added; forget those that a resumed trainer has dropped."""
+        lines, is_replaced = self._steps_file.new_lines()
+        if is_replaced:
+            self._figures.clear()
+        for line in lines:
             figures = cast("dict[str, float]", json.loads(line))
             self._figures[int(figures["step"])] = figures
-        for line in self._boxes_file.new_lines():
+        lines, is_replaced = self._boxes_file.new_lines()
+        if is_replaced:
+            self._hits.clear()
+        for line in lines:
             group = msgspec.json.decode(line, type=GroupBoxes)
             self._hits.setdefault(group.step, {})[group.group_id] = self._truth.hit_share(group)
 

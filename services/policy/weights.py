@@ -22,6 +22,7 @@ from services.policy.metrics import PolicyMetrics
 from services.policy.vllm_adapter import Engine
 from shared.errors import WeightsError
 from shared.weights import (
+    BASE_RUN,
     VERSION_MANIFEST,
     ChannelPointer,
     PolicyManifest,
@@ -34,7 +35,6 @@ from shared.weights import (
 
 logger = logging.getLogger(__name__)
 
-BASE_RUN = "base"
 _RETRY_REFUSED_S = 30.0
 
 

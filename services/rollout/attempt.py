@@ -19,18 +19,24 @@ from services.rollout.settings import RolloutSettings
 from services.rollout.task import RolloutTask
 from shared.agent.environment import open_problem
 from shared.agent.episode import EpisodeSettings
+from shared.api.policy import PolicyDescription
 from shared.clients.cca import CcaClient
 from shared.clients.policy import PolicyClient
 from shared.clients.zoom import ZoomClient
-from shared.errors import BoundaryError, MedvrError
+from shared.errors import BoundaryError, MedvrError, PolicyError
 from shared.service.logs import new_request_id, request_id
 from shared.trajectory import TrajectoryGroup
+from shared.weights import BASE_RUN
 
 logger = logging.getLogger(__name__)
 
 
 class RolloutFailed(MedvrError):
     """A group that will not be made: its retries are used up, or the failure is permanent."""
+
+
+class OutOfTime(MedvrError):
+    """Another attempt might outlast the delivery: the task goes back before it is given twice."""
 
 
 class Services(msgspec.Struct, frozen=True):
@@ -65,9 +71,11 @@ async def make_group_with_retries(
 ) -> TrajectoryGroup | None:
     """The scored group; None if it is no longer wanted when it would be tried again.
 
-    Raises `RolloutFailed`.
+    Raises `RolloutFailed`, or `OutOfTime` rather than begin an attempt that might not end before
+    the visibility timeout, when another worker is given the same task.
     """
     request_id.set(new_request_id())
+    delivered_s = time.monotonic()
     for attempt in range(1, settings.max_attempts + 1):
         try:
             async with asyncio.timeout(settings.group_timeout_s):
@@ -81,8 +89,11 @@ async def make_group_with_retries(
                 raise RolloutFailed(f"{error} (attempt {attempt} of {attempt})") from error
             metrics.retries.labels(error.service).inc()
             logger.warning("attempt %d failed: %s", attempt, error, extra=_group(task))
-        pause_s = settings.first_backoff_s * 2 ** (attempt - 1)
-        await asyncio.sleep(min(pause_s, settings.longest_backoff_s))
+        pause_s = min(settings.first_backoff_s * 2 ** (attempt - 1), settings.longest_backoff_s)
+        spent_s = time.monotonic() - delivered_s
+        if spent_s + pause_s + settings.group_timeout_s > settings.visibility_timeout_s:
+            raise OutOfTime(f"{spent_s:.0f} s after its delivery")
+        await asyncio.sleep(pause_s)
         if not await asyncio.to_thread(is_wanted):
             return None
     raise AssertionError("max_attempts is at least 1")
@@ -94,6 +105,7 @@ async def make_group(
     """One attempt. Raises `BoundaryError`."""
     started_s = time.monotonic()
     description = await services.policy.describe()
+    check_weights(description, task.run)
     opened = await open_problem(
         services.zoom,
         description,
@@ -124,6 +136,19 @@ async def make_group(
         arm=arm_name(branching.arm, reward),
         rollout_seconds=time.monotonic() - started_s,
     )
+
+
+def check_weights(description: PolicyDescription, run: str) -> None:
+    """What is sampled must come from weights of the run, or from the base that it starts with.
+
+    A run may begin while a policy still serves what the run before it ended with; their versions
+    are numbers alike, so nobody could tell later. Raises `PolicyError`: the swap is on its way.
+    """
+    if description.run not in (run, BASE_RUN):
+        raise PolicyError(
+            f"serves weights of run {description.run!r}, these are groups of {run!r}",
+            is_transient=True,
+        )
 
 
 def _group(task: RolloutTask) -> dict[str, str]:

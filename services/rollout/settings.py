@@ -66,7 +66,7 @@ class RolloutSettings(ServiceSettings):
     longest_backoff_s: float = Field(default=30, gt=0)
     """Longest pause between attempts."""
     max_deliveries: int = Field(default=5, ge=1)
-    """Deliveries of a task that took its worker down with it before the group is buried."""
+    """Deliveries that ended with their worker or used up their time before a group is buried."""
     visibility_timeout_s: float = Field(default=600, gt=0)
     """After this a task whose worker died is delivered again; must exceed `group_timeout_s`."""
 

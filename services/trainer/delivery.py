@@ -57,8 +57,16 @@ class Delivery:
     # -- the run --------------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Make memory true in Redis: at start from the checkpoint, later after a loss."""
-        self._patiently(lambda: self._stream.open(self._fates, self._cursor))
+        """Make memory true in Redis: at start from the checkpoint, later after a loss.
+
+        Of groups trained since the checkpoint Redis is told nothing: their weights are not durable.
+        """
+        durable = {
+            group_id: fate
+            for group_id, fate in self._fates.items()
+            if fate is not Fate.TRAINED or group_id not in self._unsettled
+        }
+        self._patiently(lambda: self._stream.open(durable, self._cursor))
         self._patiently(self._on_reopened)
 
     def finish(self) -> int:
@@ -147,7 +155,7 @@ class Delivery:
         """Dead-letter an entry that cannot be trained."""
         self._fates[entry.group_id] = Fate.DEAD
         logger.warning("a group is dead: %s", reason)
-        self._patiently(lambda: self._stream.bury(entry.group_id, reason, entry))
+        self._patiently(lambda: self._stream.bury(entry, reason))
 
     def mark_trained(self, group_ids: list[str]) -> None:
         """These groups are in the weights now; the next snapshot says so."""

@@ -1,9 +1,10 @@
 """Which groups make a batch: validates, fates what cannot be trained, collects the rest.
 
-In this order: a payload that does not validate, is of another run or shows an image that is not
-in the blob store is *dead*; a group whose oldest token is more than `max_off_policy_steps` behind
-is *stale*; a group of equal rewards has *no_signal*. Each is closed at once and replaced by the
-next; the others are held until the checkpoint that has them in its weights.
+In this order: a payload that does not validate, is of another run, was sampled by weights that this
+run has not published or shows an image that is not in the blob store is *dead*; a group whose
+oldest token is more than `max_off_policy_steps` behind is *stale*; a group of equal rewards has
+*no_signal*. Each is closed at once and replaced by the next; the others are held until the
+checkpoint that has them in its weights.
 """
 
 import logging
@@ -96,7 +97,12 @@ class Intake:
             training_group = build_group(
                 group, self._limits, divide=self._settings.advantage_division
             )
-            staleness = max(0, batch.step - group.oldest_version)
+            if group.newest_version > batch.step:
+                raise PayloadError(
+                    f"group {group.group_id} was sampled by version {group.newest_version}, this "
+                    f"run is at step {batch.step}: these are not its weights"
+                )
+            staleness = batch.step - group.oldest_version
             self._recorder.observe_staleness(staleness)
             if staleness > self._settings.max_off_policy_steps:
                 self._close(entry, Fate.STALE)

@@ -170,7 +170,7 @@ def describe_trained(groups: Sequence[TrainingGroup], step: int) -> dict[str, fl
     return {
         "reward_std": _mean([statistics.stdev(rewards_of(g.group)) for g in groups]),
         "advantage_spread": _mean(spreads),
-        "staleness": _mean([max(0, step - g.group.oldest_version) for g in groups]),
+        "staleness": _mean([step - g.group.oldest_version for g in groups]),
     }
 
 

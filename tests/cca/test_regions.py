@@ -1,10 +1,11 @@
 """Regions on the compressed grid against masks of pixels."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.cca.consensus import find_consensus
+from services.cca.consensus import TooManyCells, find_consensus
 from services.cca.regions import Grid, area_px, rectangles, run_lengths, union
 from shared.geometry import Box, ImageSize
 
@@ -124,3 +125,10 @@ def test_areas_are_exact_beyond_32_bits() -> None:
     side = 10**6
     region = union([Box(0, 0, side, side), Box(side - 1, side - 1, side, side)])
     assert area_px(region) == 10**12
+
+
+def test_boxes_of_one_trajectory_are_counted_before_their_union_is_made() -> None:
+    """Their own grid alone would take terabytes."""
+    steps = [Box(i, i, i + 1, i + 1) for i in range(400_000)]
+    with pytest.raises(TooManyCells, match="a grid of 160000000000 cells"):
+        find_consensus([steps], [0], max_grid_cells=16_000_000)

@@ -13,8 +13,10 @@ from services.evaluation.report import EvaluationReport, render_table
 from services.evaluation.runner import problem_seed
 from services.evaluation.settings import EvaluationSettings
 from shared.agent.episode import turn_seed
+from shared.blobs import BlobStore
 from shared.geometry import Box
 from shared.problem import Problem, ProblemSetManifest, write_problem_set
+from shared.render import encode_png
 from tests.rollout.scripted_policy import ScriptedPolicy, Word, answer, look
 from tests.rollout.stage import Stage, make_problem, set_stage
 
@@ -201,6 +203,22 @@ async def test_a_problem_that_is_refused_is_counted_as_failed_and_wrong(
     assert report.num_problems == NUM_PROBLEMS
     assert report.metrics.accuracy.mean == 0.5
     assert report.metrics.answered.mean == 0.75
+
+
+async def test_an_image_that_cannot_be_shown_is_a_failed_problem_and_not_the_end(
+    stage: Stage, tmp_path: Path
+) -> None:
+    rehearse(stage.script, 0, answer("A"))
+    line = BlobStore(str(tmp_path / "blobs")).put(encode_png(Image.new("RGB", (300, 1))))
+    problems = [make_problem(line, 9), make_problem(stage.problem.image, 0)]
+    folder = written(tmp_path / "set", problems, with_lesions=False)
+    out = tmp_path / "out"
+    report = await run(stage, EvaluationSettings(problem_set=folder, out=out, gallery=0))
+    assert (report.num_problems, report.num_failed) == (2, 1)
+    assert report.metrics.accuracy.mean == 0.5
+    (failed,) = [r for r in EvaluationFolder(out).read() if r.trajectory is None]
+    assert failed.error is not None
+    assert "300x1 px is too elongated to show" in failed.error
 
 
 def test_flags_are_read_as_numbers(tmp_path: Path) -> None:

@@ -80,13 +80,15 @@ def test_only_whole_lines_are_read_and_each_once(run: Run, truth: Truth) -> None
 def test_a_step_that_is_taken_again_counts_once(run: Run, truth: Truth) -> None:
     """A resumed trainer replaces its files, without the steps that it will take again."""
     run.step(1, [[HIT]], accuracy=0.5)
-    run.step(2, [[MISS]], accuracy=0.1)
+    run.step(2, [[MISS]], [[MISS]], accuracy=0.1)
     log = TrainingLog(run.folder, truth)
     log.refresh()
     for name in ("steps.jsonl", "boxes.jsonl"):
         kept = (run.folder / name).read_text().splitlines(keepends=True)[0]
         (run.folder / "partial").write_text(kept)
         (run.folder / "partial").replace(run.folder / name)
+    log.refresh()
+    assert log.steps == [1]
     run.step(2, [[HIT]], accuracy=0.9)
     log.refresh()
     assert log.steps == [1, 2]

@@ -97,6 +97,8 @@ class ScriptedPolicy:
     """Awaited before a turn is answered, with its seed."""
     failures: deque[int] = field(default_factory=deque)
     """Statuses to answer the next turns with."""
+    run: str = "base"
+    """Training run of the weights."""
     version: int = 3
     max_model_len_tokens: int = 100_000
     requests: list[GenerateRequest] = field(default_factory=list)
@@ -112,7 +114,7 @@ class ScriptedPolicy:
     def describe(self) -> PolicyDescription:
         return PolicyDescription(
             model="scripted",
-            run="rehearsal",
+            run=self.run,
             version=self.version,
             channel=None,
             entropy_mode="exact",

@@ -1,5 +1,9 @@
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import redis
+from redis.client import Pipeline
 
 from shared.stream import Fate, RunState, RunStream, check_flow
 
@@ -14,6 +18,30 @@ def stream(valkey: redis.Redis) -> RunStream:
 def feed(stream: RunStream, *group_ids: str) -> None:
     for position, group_id in enumerate(group_ids, start=stream.cursor()):
         stream.mark_fed(group_id, position)
+
+
+class Overtaken(redis.Redis):
+    """A client that is overtaken by another process right before each of its transactions."""
+
+    overtake: Callable[[], None]
+
+    def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Pipeline:
+        overtake = self.overtake
+
+        class OvertakenPipeline(Pipeline):
+            def execute(self, raise_on_error: bool = True) -> list[Any]:
+                overtake()
+                return super().execute(raise_on_error)
+
+        arguments = (self.connection_pool, self.response_callbacks, transaction, shard_hint)
+        return OvertakenPipeline(*arguments)
+
+
+def overtaken(stream: RunStream, overtake: Callable[[], None]) -> RunStream:
+    """The same run, as a process sees it that another one overtakes."""
+    client = Overtaken(connection_pool=stream.client.connection_pool)
+    client.overtake = overtake
+    return RunStream(client, stream.run)
 
 
 def test_appending_the_same_group_twice_leaves_one_entry(stream: RunStream) -> None:
@@ -47,7 +75,7 @@ def test_the_first_fate_wins(stream: RunStream) -> None:
     feed(stream, "g")
     stream.append("g", b"x")
     (entry,) = stream.read_new(1, 10)
-    stream.bury("g", "does not validate", entry)
+    stream.bury(entry, "does not validate")
     stream.settle([(entry, Fate.TRAINED)])
     assert stream.fates() == {"g": Fate.DEAD}
     ((_, letter),) = stream.client.xrange(stream.dead_key)
@@ -63,6 +91,13 @@ def test_groups_left_at_the_end_are_surplus_and_no_longer_wanted(stream: RunStre
     assert not stream.is_wanted("b")
     assert stream.append("b", b"late") is False
     assert stream.state() is RunState.FINISHED
+
+
+def test_a_group_fed_in_the_last_moment_does_not_keep_a_run_from_ending(stream: RunStream) -> None:
+    feed(stream, "a")
+    overtaken(stream, lambda: feed(stream, "b")).finish()
+    assert stream.state() is RunState.FINISHED
+    assert (len(stream.fates()), stream.outstanding()) == (stream.cursor(), 0)
 
 
 def test_an_emptied_redis_is_restored_from_the_checkpoint_and_the_difference_is_missing(
@@ -83,10 +118,27 @@ def test_opening_again_moves_nothing_back(stream: RunStream) -> None:
     assert stream.outstanding() == 1
 
 
+def test_opening_does_not_take_back_what_the_feeder_marks_meanwhile(stream: RunStream) -> None:
+    feed(stream, "a")
+    overtaken(stream, lambda: feed(stream, "b")).open({}, cursor=0)
+    assert (stream.cursor(), stream.outstanding()) == (2, 2)
+
+
 def test_a_group_that_found_its_fate_before_its_mark_is_not_outstanding(stream: RunStream) -> None:
-    stream.bury("g", "died at once")
+    assert stream.give_up("g", "died at once") is True
     assert stream.mark_fed("g", 0) is True
     assert (stream.cursor(), stream.outstanding()) == (1, 0)
+
+
+def test_a_group_on_the_stream_is_not_given_up_by_a_second_worker(stream: RunStream) -> None:
+    feed(stream, "g")
+    stream.append("g", b"payload")
+    assert stream.give_up("g", "the second delivery failed") is False
+    (entry,) = stream.read_new(10, 10)
+    stream.settle([(entry, Fate.TRAINED)])
+    assert stream.give_up("g", "and so did the third") is False
+    assert stream.fates() == {"g": Fate.TRAINED}
+    assert stream.client.xlen(stream.dead_key) == 0
 
 
 def test_nothing_is_marked_as_fed_in_a_finished_run(stream: RunStream) -> None:

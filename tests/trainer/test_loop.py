@@ -151,6 +151,18 @@ def test_a_payload_that_does_not_validate_is_dead_with_its_reason(
     assert letter[b"group"] == b"\x93 not a group"
 
 
+def test_a_group_sampled_by_weights_that_the_run_has_not_published_is_dead(
+    make_settings: MakeSettings, valkey: redis.Redis, builder: GroupBuilder
+) -> None:
+    """Such versions are those of another run, which the policy had not left yet."""
+    settings = make_settings(max_steps=1, groups_per_step=1)
+    stream = open_stream(valkey, "run", builder.group(0, version=60), builder.group(1))
+    train(settings)
+    assert stream.fates() == {"run:0:p0": Fate.DEAD, "run:0:p1": Fate.TRAINED}
+    ((_, letter),) = valkey.xrange(stream.dead_key)
+    assert b"was sampled by version 60, this run is at step 0" in letter[b"reason"]
+
+
 def test_a_stale_group_is_fated_at_once_and_made_up_for(
     make_settings: MakeSettings, valkey: redis.Redis, builder: GroupBuilder
 ) -> None:

@@ -1,0 +1,47 @@
+"""The trainer's end of the stream against a real Valkey, without a model behind it."""
+
+import threading
+
+import redis
+
+from services.trainer.delivery import Delivery
+from shared.stream import Fate, RunStream
+
+
+def fill(stream: RunStream, *group_ids: str) -> None:
+    """Feeder and worker: these groups are fed from the start on, and on the stream."""
+    for position, group_id in enumerate(group_ids):
+        assert stream.mark_fed(group_id, position)
+        assert stream.append(group_id, b"payload")
+
+
+def collect(delivery: Delivery) -> str:
+    """The id of the next group, held for training."""
+    entry = delivery.next_entry(5.0)
+    assert entry is not None
+    delivery.hold(entry)
+    return entry.group_id
+
+
+def test_an_emptied_redis_hears_of_a_trained_group_only_after_its_checkpoint(
+    valkey: redis.Redis,
+) -> None:
+    """Else no restarted trainer would train it: its fate would say that this was done."""
+    stream = RunStream(valkey, "run")
+    never = threading.Event()
+    delivery = Delivery(stream, fates={}, cursor=0, stop=never, on_reopened=lambda: None)
+    delivery.open()
+    fill(stream, "a")
+    delivery.mark_trained([collect(delivery)])
+    delivery.snapshot()
+    valkey.flushall()
+    assert delivery.next_entry(0.1) is None
+    assert (stream.fates(), stream.cursor()) == ({}, 1)
+    assert stream.missing(["a"]) == ["a"]
+
+    fill(stream, "a", "b")
+    assert collect(delivery) == "b"
+    assert delivery.snapshot() == ({"a": Fate.TRAINED}, 2)
+    delivery.settle_trained()
+    assert stream.fates() == {"a": Fate.TRAINED}
+    assert (stream.length(), stream.outstanding()) == (1, 1)
