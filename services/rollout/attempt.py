@@ -93,7 +93,8 @@ async def make_group(
 ) -> TrajectoryGroup:
     """One attempt. Raises `BoundaryError`."""
     started_s = time.monotonic()
-    description = await services.policy.describe()
+    policy = services.policy.of_group(task.group_id)
+    description = await policy.describe()
     opened = await open_problem(
         services.zoom,
         description,
@@ -103,7 +104,7 @@ async def make_group(
     )
     branching = settings.branching_settings()
     trajectories = await roll_out(
-        services.policy,
+        policy,
         services.zoom,
         opened,
         group_id=task.group_id,

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from services.rollout.branching import BranchingArm, BranchingSettings
 from shared.api.cca import RewardSettings, ToolRewardArm
+from shared.clients.replicas import ServiceUrls
 from shared.service.settings import ServiceSettings, settings_config
 
 RUN_PATTERN = r"^[A-Za-z0-9._-]{1,64}$"
@@ -21,12 +22,12 @@ class RolloutSettings(ServiceSettings):
     """Name of the training run; its queue and its stream carry it."""
     redis_url: str = "redis://127.0.0.1:6379/0"
     """Celery broker and the run's stream."""
-    policy_url: str = "http://127.0.0.1:8100"
-    """Policy server."""
-    zoom_url: str = "http://127.0.0.1:8120"
-    """Zoom service."""
-    cca_url: str = "http://127.0.0.1:8130"
-    """CCA scorer."""
+    policy_url: ServiceUrls = "http://127.0.0.1:8100"
+    """Base URLs of the policy's replicas, separated by commas; `dns+http://name:port` names all."""
+    zoom_url: ServiceUrls = "http://127.0.0.1:8120"
+    """Base URLs of zoom's replicas."""
+    cca_url: ServiceUrls = "http://127.0.0.1:8130"
+    """Base URLs of the CCA scorer's replicas."""
     probe_host: str = "127.0.0.1"
     """Address of /health, /ready and /metrics."""
     probe_port: int = Field(default=8140, ge=1, le=65535)
