@@ -40,5 +40,7 @@ class ClinicSettings(ServiceSettings):
     """Tokens the policy may write in one turn."""
     max_concurrent_cases: int = Field(default=4, ge=1)
     """Cases worked on together; further ones wait their turn."""
+    patience_s: float = Field(default=120.0, ge=0)
+    """How long a case waits for a neighbour that fails for a moment, as when it is restarted."""
     case_timeout_s: float = Field(default=600.0, gt=0)
     """A case that takes longer, waiting not counted, fails."""

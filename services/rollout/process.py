@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from prometheus_client import CollectorRegistry
 
 from services.rollout.metrics import RolloutMetrics
+from services.rollout.renewal import Renewal
 from services.rollout.settings import RolloutSettings
 from services.rollout.task import create_celery
 from services.rollout.worker import Deliveries, RolloutLoop, work
@@ -30,6 +31,7 @@ def run_worker(settings: RolloutSettings) -> int:
     with (
         stream.client,
         RolloutLoop(settings, metrics) as loop,
+        Renewal(stream.client, settings.run, settings.visibility_timeout_s) as renewal,
         probe_server(
             "rollout",
             settings.probe_host,
@@ -38,7 +40,7 @@ def run_worker(settings: RolloutSettings) -> int:
             ready_checks(settings, stream),
         ),
     ):
-        return work(app, settings, loop, Deliveries(settings, stream, loop, metrics))
+        return work(app, settings, loop, Deliveries(settings, stream, loop, metrics), renewal)
 
 
 def _silence_celery() -> None:

@@ -1,9 +1,9 @@
 """Settings of the rollout worker and of the feeder."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from services.rollout.branching import BranchingArm, BranchingSettings
 from shared.api.cca import RewardSettings, ToolRewardArm
@@ -68,17 +68,8 @@ class RolloutSettings(ServiceSettings):
     """Longest pause between attempts."""
     max_deliveries: int = Field(default=5, ge=1)
     """Deliveries of a task that took its worker down with it before the group is buried."""
-    visibility_timeout_s: float = Field(default=600, gt=0)
-    """After this a task whose worker died is delivered again; must exceed `group_timeout_s`."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.visibility_timeout_s <= self.group_timeout_s:
-            raise ValueError(
-                f"visibility_timeout_s ({self.visibility_timeout_s:g}) must exceed group_timeout_s "
-                f"({self.group_timeout_s:g}), or a running group is delivered to a second worker"
-            )
-        return self
+    visibility_timeout_s: float = Field(default=30, ge=1)
+    """After this without a sign of life from its worker a task is delivered again."""
 
     def branching_settings(self) -> BranchingSettings:
         """METHOD.md, EVR."""

@@ -57,12 +57,19 @@ class Delivery:
     # -- the run --------------------------------------------------------------------------------
 
     def open(self) -> None:
-        """Make memory true in Redis: at start from the checkpoint, later after a loss."""
-        self._patiently(lambda: self._stream.open(self._fates, self._cursor))
+        """Make memory true in Redis: at start from the checkpoint, later after a loss.
+
+        What was trained since the last checkpoint has no fate there before the next one.
+        """
+        durable = {i: fate for i, fate in self._fates.items() if i not in self._unsettled}
+        self._patiently(lambda: self._stream.open(durable, self._cursor))
         self._patiently(self._on_reopened)
 
     def finish(self) -> int:
         """Close the run; returns how many groups were surplus."""
+        if self._patiently(self._stream.state) is None:
+            logger.warning("redis was emptied: the run is opened again before it ends")
+            self.open()
         return self._patiently(self._stream.finish)
 
     def snapshot(self) -> tuple[dict[str, Fate], int]:

@@ -45,7 +45,7 @@ def short_plan(*, max_steps: int, seed: int) -> DemoPlan:
             max_turn_tokens=96,
             concurrency=3,
             group_timeout_s=100.0,
-            visibility_timeout_s=101.0,
+            visibility_timeout_s=15.0,
         ),
         trainer=TrainerPlan(
             max_steps=max_steps, groups_per_step=2, max_outstanding=6, warmup_steps=1
