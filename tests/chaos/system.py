@@ -7,9 +7,8 @@ The command lines are those of the embedded stack; what a short run wants otherw
 import dataclasses
 import json
 import re
-import socket
 from collections.abc import Generator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import redis
 from rich.console import Console
 
 from services.local.demo_settings import Arm, DemoPlan, RolloutPlan, TrainerPlan
+from services.local.ports import free_ports
 from services.local.processes import CommandLines, StackPaths, StackPorts
 from services.local.settings import TINY
 from services.local.spec import ProcessSpec
@@ -62,12 +62,13 @@ class System:
     plan: DemoPlan
     problems: list[Problem]
     redis: redis.Redis
-    stream: RunStream
+    run: str = "chaos"
+    """Name of the training run."""
 
     @property
-    def run(self) -> str:
-        """Name of the training run."""
-        return self.plan.run_of(ARM)
+    def stream(self) -> RunStream:
+        """The run's state."""
+        return RunStream(self.redis, self.run)
 
     @property
     def run_folder(self) -> Path:
@@ -105,11 +106,20 @@ class System:
         worker = self.lines.rollout(self.plan, ARM)
         # A rollout waits out a policy server that starts on a busy machine.
         patient = {"MEDVR_ROLLOUT_MAX_ATTEMPTS": "200", "MEDVR_ROLLOUT_LONGEST_BACKOFF_S": "2"}
-        return (
+        specs = (
             self.lines.trainer(self.plan, ARM, TINY / "base"),
             self.lines.feeder(self.plan, ARM, self.problem_set),
             dataclasses.replace(worker, environment=patient),
         )
+        return tuple(with_flags(spec, run=self.run) for spec in specs)
+
+
+def with_flags(spec: ProcessSpec, **flags: object) -> ProcessSpec:
+    """The same process with other values for flags that it is given."""
+    command = list(spec.command)
+    for name, value in flags.items():
+        command[command.index(f"--{name.replace('_', '-')}") + 1] = str(value)
+    return dataclasses.replace(spec, command=tuple(command))
 
 
 def metric(port: int | None, sample: str) -> float | None:
@@ -122,16 +132,10 @@ def metric(port: int | None, sample: str) -> float | None:
     return sum(float(value) for value in pattern.findall(text))
 
 
-def _free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextmanager
 def running_system(folder: Path, plan: DemoPlan, console: Console) -> Generator[System]:
     """All services up and the problems made; training not started. Nothing is left behind."""
-    lines = CommandLines(StackPaths(folder.resolve()), StackPorts.find(_free_port()))
+    lines = CommandLines(StackPaths(folder.resolve()), StackPorts.find(free_ports(1)[0]))
     with running_stack(StackFolder(folder), initial_state("up", lines), console) as stack:
         zoom = lines.zoom()
         policy = lines.policy(
@@ -152,5 +156,4 @@ def running_system(folder: Path, plan: DemoPlan, console: Console) -> Generator[
                 plan,
                 read_problems(problems_folder / _SET),
                 client,
-                RunStream(client, plan.run_of(ARM)),
             )
