@@ -92,14 +92,14 @@ class HttpBoundary:
 
     def __init__(
         self,
-        urls: str,
+        urls: str | Replicas,
         error_type: type[BoundaryError],
         client: httpx.AsyncClient | None = None,
         *,
         retries: Retries | None = None,
         timeout: httpx.Timeout = DEFAULT_TIMEOUT,
     ) -> None:
-        self._replicas = Replicas(urls)
+        self._replicas = Replicas(urls) if isinstance(urls, str) else urls
         self._key: str | None = None
         self._home: str | None = None
         """Replica that answered a request of this key last."""

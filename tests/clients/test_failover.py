@@ -8,9 +8,10 @@ import pytest
 from shared.api.zoom import WireImageSize
 from shared.clients.http import HttpBoundary
 from shared.clients.ready import some_replica_answers
-from shared.clients.replicas import rendezvous_order
+from shared.clients.replicas import REST_S, Replicas, rendezvous_order
 from shared.errors import BoundaryError, CcaError, PolicyError
 from tests.clients.test_http import BUSY, OK, QUICK, SIZE, raw_server, reply
+from tests.clients.test_replicas import Clock
 
 
 async def ok(_: int, __: bytes) -> bytes:
@@ -62,6 +63,38 @@ async def test_the_next_replica_answers_for_one_that_fails_and_keeps_the_key(
         for _ in range(4):
             assert await bound.post("/v1/x", SIZE, WireImageSize) == SIZE
         assert (len(bad_heads), len(good_heads)) == (1, 4)
+        await http.aclose()
+
+
+async def test_a_replica_that_failed_is_left_alone_for_a_while() -> None:
+    async with raw_server(busy) as (bad, bad_heads), raw_server(ok) as (good, good_heads):
+        clock = Clock()
+        http = HttpBoundary(Replicas(f"{bad},{good}", clock=clock), CcaError, retries=QUICK)
+        for _ in range(6):
+            await http.post("/v1/x", SIZE, WireImageSize)
+        assert (len(bad_heads), len(good_heads)) == (1, 6)
+        clock.now += REST_S
+        for _ in range(2):
+            await http.post("/v1/x", SIZE, WireImageSize)
+        assert (len(bad_heads), len(good_heads)) == (2, 8)
+        await http.aclose()
+
+
+async def test_a_key_does_not_move_back_when_its_first_replica_returns() -> None:
+    async def once_busy(number: int, _: bytes) -> bytes:
+        return BUSY if number == 0 else OK
+
+    async with raw_server(once_busy) as (first, heads), raw_server(ok) as (second, second_heads):
+        clock = Clock()
+        http = HttpBoundary(Replicas(f"{first},{second}", clock=clock), PolicyError)
+        key = favoured_by(first, [first, second])
+        bound = http.of(key)
+        for _ in range(3):
+            await bound.post("/v1/x", SIZE, WireImageSize)
+            clock.now += REST_S
+        assert (len(heads), len(second_heads)) == (1, 3)
+        await http.of(key).post("/v1/x", SIZE, WireImageSize)
+        assert (len(heads), len(second_heads)) == (2, 3)
         await http.aclose()
 
 
