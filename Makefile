@@ -11,7 +11,7 @@ TORCH_INDEX := https://download.pytorch.org/whl/cpu
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 ARGS ?=
 
-.PHONY: help install demo demo-compare up down status test check format browser tiny-base tiny-trained clean
+.PHONY: help install demo demo-compare up down status test chaos check format browser tiny-base tiny-trained clean
 
 help: ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ test: export OMP_WAIT_POLICY = PASSIVE
 test: export KMP_BLOCKTIME = 0
 test: install browser ## All tests, with the real components (under 30 minutes)
 	@$(BIN)/python -m pytest $(ARGS)
+
+chaos: install ## Kills every process at random moments of a training run, empties Redis, audits the outcome
+	@$(BIN)/python -m tests.chaos $(ARGS)
 
 check: install ## ruff, pyright, import contracts
 	@$(BIN)/ruff check .

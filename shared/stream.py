@@ -195,6 +195,14 @@ class RunStream:
         arguments = [RunState.RUNNING.value, group_id, position + 1]
         return bool(self.client.eval(_MARK_FED, len(keys), *keys, *arguments))
 
+    def close(self, group_ids: Iterable[str], cursor: int) -> None:
+        """Feeder, after the end: these of the `cursor` fed groups have no fate and are surplus."""
+        with self.client.pipeline(transaction=True) as pipe:
+            for group_id in group_ids:
+                pipe.hsetnx(self.fates_key, group_id, Fate.SURPLUS.value)
+            pipe.set(self.cursor_key, cursor)
+            pipe.execute()
+
     def missing(self, group_ids: Iterable[str]) -> list[str]:
         """Of these fed ids, those that neither have a fate nor are outstanding: to be re-fed."""
         ids = list(group_ids)

@@ -25,21 +25,11 @@ from shared.api.clinic import RESEARCH_NOTICE
 from shared.blobs import BlobStore
 from shared.clients.cca import CcaClient
 from shared.clients.policy import PolicyClient
+from shared.clients.ready import some_replica_answers
 from shared.clients.zoom import ZoomClient
-from shared.service.app import ReadyCheck, create_service_app
+from shared.service.app import create_service_app
 
 STATIC = Path(__file__).parent / "static"
-
-_PROBE_TIMEOUT_S = 3.0
-
-
-def _answers(http: httpx.AsyncClient, url: str) -> ReadyCheck:
-    """A check that `url` answers 200."""
-
-    async def check() -> None:
-        (await http.get(url, timeout=_PROBE_TIMEOUT_S)).raise_for_status()
-
-    return check
 
 
 def _add_viewer(app: FastAPI) -> None:
@@ -90,9 +80,9 @@ def create_app(settings: ClinicSettings, http: httpx.AsyncClient | None = None) 
         registry=registry,
         lifespan=lifespan,
         ready_checks={
-            "policy": _answers(client, f"{settings.policy_url.rstrip('/')}/medvr/v1/policy"),
-            "zoom": _answers(client, f"{settings.zoom_url.rstrip('/')}/health"),
-            "cca": _answers(client, f"{settings.cca_url.rstrip('/')}/health"),
+            "policy": some_replica_answers(settings.policy_url, "/medvr/v1/policy", client),
+            "zoom": some_replica_answers(settings.zoom_url, "/health", client),
+            "cca": some_replica_answers(settings.cca_url, "/health", client),
         },
         interactive_docs=False,
     )

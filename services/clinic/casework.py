@@ -101,7 +101,8 @@ def answer_kind_of(case: Case) -> AnswerKind:
 async def answer_case(neighbours: Neighbours, case: Case, watch: Stopwatch) -> Case:
     """The case answered or abstained. Raises the `BoundaryError` of whatever failed."""
     with watch.stage("view_s"):
-        description = await neighbours.policy.describe()
+        policy_client = neighbours.policy.of_group(case.case_id)
+        description = await policy_client.describe()
         opened = await open_problem(
             neighbours.zoom,
             description,
@@ -110,7 +111,9 @@ async def answer_case(neighbours: Neighbours, case: Case, watch: Stopwatch) -> C
             options=case.choices,
         )
     with watch.stage("trajectories_s"):
-        trajectories = await _run_trajectories(neighbours, case, description, opened)
+        trajectories = await _run_trajectories(
+            policy_client, neighbours.zoom, case, description, opened
+        )
     with watch.stage("consensus_s"):
         outcome = await neighbours.cca.consensus(_consensus_request(case, trajectories))
         heatmap = await asyncio.to_thread(_store_heatmap, neighbours.blobs, outcome.heatmap)
@@ -126,7 +129,11 @@ async def answer_case(neighbours: Neighbours, case: Case, watch: Stopwatch) -> C
 
 
 async def _run_trajectories(
-    neighbours: Neighbours, case: Case, description: PolicyDescription, opened: OpenedProblem
+    policy: PolicyClient,
+    zoom: ZoomClient,
+    case: Case,
+    description: PolicyDescription,
+    opened: OpenedProblem,
 ) -> list[Trajectory]:
     """K independent trajectories; the first failure ends the others and is raised itself."""
     settings = EpisodeSettings(
@@ -139,8 +146,8 @@ async def _run_trajectories(
             tasks = [
                 group.create_task(
                     run_episode(
-                        neighbours.policy,
-                        neighbours.zoom,
+                        policy,
+                        zoom,
                         opened,
                         trajectory_id=f"{case.case_id}:{index}",
                         seed=trajectory_seed(case.settings.seed, index),

@@ -11,6 +11,7 @@ A failure is logged by its kind and place, never by its message, which may quote
 
 import asyncio
 import logging
+import time
 import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -32,6 +33,9 @@ logger = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 2
 """A killed case is run once more."""
+
+_FIRST_PAUSE_S = 0.5
+_LONGEST_PAUSE_S = 5.0
 
 FailingService = Literal["policy", "zoom", "cca", "clinic"]
 
@@ -180,7 +184,7 @@ class CaseDesk:
         """The case as it ends; whatever goes wrong makes it a failed one."""
         try:
             async with asyncio.timeout(self._settings.case_timeout_s):
-                final = await answer_case(self._neighbours, case, watch)
+                final = await self._patiently_answered(case, watch)
         except TimeoutError:
             limit_s = self._settings.case_timeout_s
             final = self._failed(
@@ -197,6 +201,20 @@ class CaseDesk:
             )
             final = self._failed(case, failure_of(error))
         return final.model_copy(update={"finished_at": self._now(), "timings": watch.timings})
+
+    async def _patiently_answered(self, case: Case, watch: Stopwatch) -> Case:
+        """Begin again while a neighbour fails for a moment. Raises what it failed with at last."""
+        give_up_at = time.monotonic() + self._settings.patience_s
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                return await answer_case(self._neighbours, case, watch)
+            except BoundaryError as error:
+                if not error.is_transient or time.monotonic() + pause_s > give_up_at:
+                    raise
+                logger.warning("case waits for %s", error.service, extra={"case_id": case.case_id})
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     def _failed(self, case: Case, failure: CaseFailure) -> Case:
         return case.model_copy(update={"status": CaseStatus.FAILED, "failure": failure})

@@ -5,6 +5,7 @@ from pathlib import Path
 from pydantic import Field
 
 from shared.api.clinic import MAX_TRAJECTORIES
+from shared.clients.replicas import ServiceUrls
 from shared.service.settings import ServiceSettings, settings_config
 
 
@@ -17,12 +18,12 @@ class ClinicSettings(ServiceSettings):
     """Address to listen on. There is no login: put it behind a gateway that has one."""
     port: int = Field(default=8080, ge=1, le=65535)
     """Port to listen on."""
-    policy_url: str = "http://127.0.0.1:8100"
-    """Base URL of the policy server."""
-    zoom_url: str = "http://127.0.0.1:8120"
-    """Base URL of the zoom service."""
-    cca_url: str = "http://127.0.0.1:8130"
-    """Base URL of the CCA scorer."""
+    policy_url: ServiceUrls = "http://127.0.0.1:8100"
+    """Base URLs of the policy's replicas, separated by commas; `dns+http://name:port` names all."""
+    zoom_url: ServiceUrls = "http://127.0.0.1:8120"
+    """Base URLs of zoom's replicas."""
+    cca_url: ServiceUrls = "http://127.0.0.1:8130"
+    """Base URLs of the CCA scorer's replicas."""
     blob_url: str = ".medvr/blobs"
     """Root of the blob store that zoom writes to: a folder or an fsspec URL."""
     database: Path = Path(".medvr/clinic.sqlite")
@@ -39,5 +40,7 @@ class ClinicSettings(ServiceSettings):
     """Tokens the policy may write in one turn."""
     max_concurrent_cases: int = Field(default=4, ge=1)
     """Cases worked on together; further ones wait their turn."""
+    patience_s: float = Field(default=120.0, ge=0)
+    """How long a case waits for a neighbour that fails for a moment, as when it is restarted."""
     case_timeout_s: float = Field(default=600.0, gt=0)
     """A case that takes longer, waiting not counted, fails."""

@@ -58,7 +58,7 @@ class Agent:
             options=problem.options,
         )
         return await run_episode(
-            self.policy,
+            self.policy.of_group(problem.problem_id),
             self.zoom,
             opened,
             trajectory_id=problem.problem_id,

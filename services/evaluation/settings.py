@@ -4,6 +4,7 @@ from pathlib import Path
 
 from pydantic import Field
 
+from shared.clients.replicas import ServiceUrls
 from shared.service.settings import ServiceSettings, settings_config
 
 
@@ -16,12 +17,12 @@ class EvaluationSettings(ServiceSettings):
     """Folder of the problem set."""
     out: Path
     """Folder to write to; an interrupted evaluation found there is continued."""
-    policy_url: str = "http://127.0.0.1:8100"
-    """Base URL of the policy server."""
-    zoom_url: str = "http://127.0.0.1:8120"
-    """Base URL of the zoom service."""
-    cca_url: str = "http://127.0.0.1:8130"
-    """Base URL of the cca service: the only place where answers are matched."""
+    policy_url: ServiceUrls = "http://127.0.0.1:8100"
+    """Base URLs of the policy's replicas, separated by commas; `dns+http://name:port` names all."""
+    zoom_url: ServiceUrls = "http://127.0.0.1:8120"
+    """Base URLs of zoom's replicas."""
+    cca_url: ServiceUrls = "http://127.0.0.1:8130"
+    """Base URLs of the cca service's replicas: the only place where answers are matched."""
     label: str = "evaluation"
     """Name of this evaluation in tables and plots, e.g. `before`."""
     temperature: int = Field(default=0, ge=0, le=1)

@@ -29,7 +29,7 @@ class RolloutPlan:
     concurrency: int = 4
     """Groups in flight."""
     group_timeout_s: float = 120.0
-    visibility_timeout_s: float = 150.0
+    visibility_timeout_s: float = 30.0
     """After this a group whose worker was killed is rolled out again."""
     base_probability: float = 0.5
     """P_base."""

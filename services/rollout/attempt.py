@@ -35,10 +35,6 @@ class RolloutFailed(MedvrError):
     """A group that will not be made: its retries are used up, or the failure is permanent."""
 
 
-class OutOfTime(MedvrError):
-    """Another attempt might outlast the delivery: the task goes back before it is given twice."""
-
-
 class Services(msgspec.Struct, frozen=True):
     """Clients of the services a rollout talks to; their connections outlive the tasks."""
 
@@ -71,11 +67,9 @@ async def make_group_with_retries(
 ) -> TrajectoryGroup | None:
     """The scored group; None if it is no longer wanted when it would be tried again.
 
-    Raises `RolloutFailed`, or `OutOfTime` rather than begin an attempt that might not end before
-    the visibility timeout, when another worker is given the same task.
+    Raises `RolloutFailed`.
     """
     request_id.set(new_request_id())
-    delivered_s = time.monotonic()
     for attempt in range(1, settings.max_attempts + 1):
         try:
             async with asyncio.timeout(settings.group_timeout_s):
@@ -90,9 +84,6 @@ async def make_group_with_retries(
             metrics.retries.labels(error.service).inc()
             logger.warning("attempt %d failed: %s", attempt, error, extra=_group(task))
         pause_s = min(settings.first_backoff_s * 2 ** (attempt - 1), settings.longest_backoff_s)
-        spent_s = time.monotonic() - delivered_s
-        if spent_s + pause_s + settings.group_timeout_s > settings.visibility_timeout_s:
-            raise OutOfTime(f"{spent_s:.0f} s after its delivery")
         await asyncio.sleep(pause_s)
         if not await asyncio.to_thread(is_wanted):
             return None
@@ -104,7 +95,8 @@ async def make_group(
 ) -> TrajectoryGroup:
     """One attempt. Raises `BoundaryError`."""
     started_s = time.monotonic()
-    description = await services.policy.describe()
+    policy = services.policy.of_group(task.group_id)
+    description = await policy.describe()
     check_weights(description, task.run)
     opened = await open_problem(
         services.zoom,
@@ -115,7 +107,7 @@ async def make_group(
     )
     branching = settings.branching_settings()
     trajectories = await roll_out(
-        services.policy,
+        policy,
         services.zoom,
         opened,
         group_id=task.group_id,

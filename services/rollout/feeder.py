@@ -5,7 +5,8 @@ and the second copy finds that it is not wanted. Nothing is kept here but a list
 feed again: the cursor is in Redis, and the order is a function of it. On start, and whenever its
 mark has vanished from Redis (somebody emptied it; the trainer then restores fates and cursor from
 its checkpoint), the feeder looks for fed groups that neither have a fate nor are outstanding, and
-feeds those first. It never has more than `max_outstanding` without a fate, and ends with the run.
+feeds those first. It never has more than `max_outstanding` without a fate, and ends with the run:
+then it closes what an emptied Redis had made the trainer forget (`close`).
 """
 
 import asyncio
@@ -79,6 +80,21 @@ class Feeder:
         self._metrics.queue_depth.set(self._stream.client.llen(queue_key(self._stream.run)))
         return num_fed
 
+    def close(self) -> int:
+        """After the end of the run: a fed group without a fate is surplus; how many there were.
+
+        The trainer closes what is outstanding in Redis. If Redis was emptied shortly before, that
+        is not all of it, and the cursor it restored may be behind what was fed and came back.
+        """
+        fates, cursor = self._stream.fates(), self._stream.cursor()
+        most_fed = cursor + len(fates) + self._max_outstanding
+        ids = [self._order.task_at(position).group_id for position in range(most_fed)]
+        last_fated = max((p for p, group_id in enumerate(ids) if group_id in fates), default=-1)
+        fed = ids[: max(cursor, last_fated + 1)]
+        forgotten = [group_id for group_id in fed if group_id not in fates]
+        self._stream.close(forgotten, len(fed))
+        return len(forgotten)
+
     def _next_position(self) -> int | None:
         if self._missing:
             return self._missing[0]
@@ -144,6 +160,8 @@ def run_feeder(settings: FeederSettings, stop: threading.Event) -> None:
         while not stop.is_set() and stream.state() is not RunState.FINISHED:
             feeder.feed()
             stop.wait(settings.poll_interval_s)
+        if stream.state() is RunState.FINISHED and (num_forgotten := feeder.close()):
+            logger.warning("%d fed groups had been forgotten and are surplus", num_forgotten)
         logger.info("feeder ends", extra={"cursor": stream.cursor()})
 
 

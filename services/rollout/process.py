@@ -4,13 +4,14 @@ import asyncio
 import logging
 from collections.abc import Mapping
 
-import httpx
 from prometheus_client import CollectorRegistry
 
 from services.rollout.metrics import RolloutMetrics
+from services.rollout.renewal import Renewal
 from services.rollout.settings import RolloutSettings
 from services.rollout.task import create_celery
 from services.rollout.worker import Deliveries, RolloutLoop, work
+from shared.clients.ready import some_replica_answers
 from shared.service.app import ReadyCheck
 from shared.service.logs import configure_logs
 from shared.service.serve import probe_server
@@ -30,6 +31,7 @@ def run_worker(settings: RolloutSettings) -> int:
     with (
         stream.client,
         RolloutLoop(settings, metrics) as loop,
+        Renewal(stream.client, settings.run, settings.visibility_timeout_s) as renewal,
         probe_server(
             "rollout",
             settings.probe_host,
@@ -38,7 +40,7 @@ def run_worker(settings: RolloutSettings) -> int:
             ready_checks(settings, stream),
         ),
     ):
-        return work(app, settings, loop, Deliveries(settings, stream, loop, metrics))
+        return work(app, settings, loop, Deliveries(settings, stream, loop, metrics), renewal)
 
 
 def _silence_celery() -> None:
@@ -53,19 +55,12 @@ def _silence_celery() -> None:
 def ready_checks(settings: RolloutSettings, stream: RunStream) -> Mapping[str, ReadyCheck]:
     """Redis and the three services answer."""
 
-    def alive(url: str) -> ReadyCheck:
-        async def check() -> None:
-            async with httpx.AsyncClient(trust_env=False, timeout=5.0) as client:
-                (await client.get(f"{url.rstrip('/')}/health")).raise_for_status()
-
-        return check
-
     async def redis_answers() -> None:
         await asyncio.to_thread(stream.client.ping)
 
     return {
         "redis": redis_answers,
-        "policy": alive(settings.policy_url),
-        "zoom": alive(settings.zoom_url),
-        "cca": alive(settings.cca_url),
+        "policy": some_replica_answers(settings.policy_url, "/health"),
+        "zoom": some_replica_answers(settings.zoom_url, "/health"),
+        "cca": some_replica_answers(settings.cca_url, "/health"),
     }

@@ -1,12 +1,13 @@
 """Settings of the rollout worker and of the feeder."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from services.rollout.branching import BranchingArm, BranchingSettings
 from shared.api.cca import RewardSettings, ToolRewardArm
+from shared.clients.replicas import ServiceUrls
 from shared.service.settings import ServiceSettings, settings_config
 
 RUN_PATTERN = r"^[A-Za-z0-9._-]{1,64}$"
@@ -21,12 +22,12 @@ class RolloutSettings(ServiceSettings):
     """Name of the training run; its queue and its stream carry it."""
     redis_url: str = "redis://127.0.0.1:6379/0"
     """Celery broker and the run's stream."""
-    policy_url: str = "http://127.0.0.1:8100"
-    """Policy server."""
-    zoom_url: str = "http://127.0.0.1:8120"
-    """Zoom service."""
-    cca_url: str = "http://127.0.0.1:8130"
-    """CCA scorer."""
+    policy_url: ServiceUrls = "http://127.0.0.1:8100"
+    """Base URLs of the policy's replicas, separated by commas; `dns+http://name:port` names all."""
+    zoom_url: ServiceUrls = "http://127.0.0.1:8120"
+    """Base URLs of zoom's replicas."""
+    cca_url: ServiceUrls = "http://127.0.0.1:8130"
+    """Base URLs of the CCA scorer's replicas."""
     probe_host: str = "127.0.0.1"
     """Address of /health, /ready and /metrics."""
     probe_port: int = Field(default=8140, ge=1, le=65535)
@@ -66,18 +67,9 @@ class RolloutSettings(ServiceSettings):
     longest_backoff_s: float = Field(default=30, gt=0)
     """Longest pause between attempts."""
     max_deliveries: int = Field(default=5, ge=1)
-    """Deliveries that ended with their worker or used up their time before a group is buried."""
-    visibility_timeout_s: float = Field(default=600, gt=0)
-    """After this a task whose worker died is delivered again; must exceed `group_timeout_s`."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.visibility_timeout_s <= self.group_timeout_s:
-            raise ValueError(
-                f"visibility_timeout_s ({self.visibility_timeout_s:g}) must exceed group_timeout_s "
-                f"({self.group_timeout_s:g}), or a running group is delivered to a second worker"
-            )
-        return self
+    """Deliveries of a task that took its worker down with it before the group is buried."""
+    visibility_timeout_s: float = Field(default=30, ge=1)
+    """After this without a sign of life from its worker a task is delivered again."""
 
     def branching_settings(self) -> BranchingSettings:
         """METHOD.md, EVR."""

@@ -62,6 +62,11 @@ def queue_key(run: str) -> str:
     return _key_prefix(run) + _queue(run)
 
 
+def unacked_index_key(run: str) -> str:
+    """The sorted set of the deliveries of a run that are not acknowledged, by their time."""
+    return _key_prefix(run) + "unacked_index"
+
+
 def _key_prefix(run: str) -> str:
     return f"medvr:run:{run}:celery:"
 
@@ -70,11 +75,12 @@ def _queue(run: str) -> str:
     return f"rollout.{run}"
 
 
-def create_celery(run: str, redis_url: str, *, visibility_timeout_s: float = 600) -> Celery:
+def create_celery(run: str, redis_url: str, *, visibility_timeout_s: float = 30) -> Celery:
     """A Celery app for one run's queue.
 
     A task is acknowledged when it is over, so a worker that dies leaves it unacknowledged; after
-    `visibility_timeout_s`, which concerns workers only, it is delivered again.
+    `visibility_timeout_s`, which concerns workers only (living ones renew it), it is delivered
+    again.
     """
     app = Celery("medvr", broker=redis_url, set_as_current=False)
     app.conf.update(

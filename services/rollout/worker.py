@@ -2,10 +2,10 @@
 
 A delivery ends in exactly one way: its group is *appended* to the stream, found to be a
 *duplicate* there, no longer *unwanted* work, *buried* with its reason, *rejected* because nobody
-can tell what it was, or *requeued* because the worker is stopping or because another attempt might
-outlast the visibility timeout. Acknowledged is what is over; a worker that dies leaves its
-deliveries unacknowledged, and they are delivered again after the visibility timeout. One that keeps
-taking its worker down, or all its time, is buried after `max_deliveries`.
+can tell what it was, or *requeued* because the worker is stopping. Acknowledged is what is over;
+a worker that dies leaves its deliveries unacknowledged and no longer renews them (`renewal`), and
+they are delivered again after the visibility timeout. One that keeps taking its worker down is
+buried after `max_deliveries`.
 
 Tasks run in threads that only wait: the work is done in one asyncio loop, in a thread of its own,
 whose keep-alive connections all groups share. So a process is cheap however many groups it runs.
@@ -19,11 +19,12 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import redis
-from celery import Celery, signals
+from celery import Celery, Task, signals
 from celery.exceptions import Reject
 
-from services.rollout.attempt import OutOfTime, RolloutFailed, Services, make_group_with_retries
+from services.rollout.attempt import RolloutFailed, Services, make_group_with_retries
 from services.rollout.metrics import RolloutMetrics
+from services.rollout.renewal import Renewal
 from services.rollout.settings import RolloutSettings
 from services.rollout.task import TASK_NAME, RolloutTask, decode_task
 from shared.errors import PayloadError
@@ -58,7 +59,7 @@ class RolloutLoop(AbstractContextManager["RolloutLoop"]):
         self._loop.close()
 
     def make_group(self, task: RolloutTask, stream: RunStream) -> TrajectoryGroup | None:
-        """Wait for the group. Raises `RolloutFailed`, `OutOfTime`, `CancelledError`."""
+        """Wait for the group. Raises `RolloutFailed`, or `CancelledError` when interrupted."""
         work = make_group_with_retries(
             task,
             self._services,
@@ -108,7 +109,7 @@ class Deliveries:
         """Bring one delivery to its end; raises only `Reject` (to be delivered again)."""
         try:
             outcome = self._outcome(payload)
-        except (CancelledError, OutOfTime, redis.RedisError) as error:
+        except (CancelledError, redis.RedisError) as error:
             self._metrics.groups.labels("requeued").inc()
             logger.info("a group goes back to the queue: %s", type(error).__name__)
             raise Reject(type(error).__name__, requeue=True) from error
@@ -133,8 +134,6 @@ class Deliveries:
             raise
         except RolloutFailed as error:
             return self._bury(task, str(error))
-        except OutOfTime:
-            raise
         except Exception as error:  # a bug in one group must not stop the others
             logger.exception("a rollout failed unexpectedly", extra={"group_id": task.group_id})
             return self._bury(task, f"unexpected {type(error).__name__}: {error}")
@@ -159,10 +158,20 @@ class Deliveries:
         return int(count)
 
 
-def work(app: Celery, settings: RolloutSettings, loop: RolloutLoop, deliveries: Deliveries) -> int:
+def work(
+    app: Celery,
+    settings: RolloutSettings,
+    loop: RolloutLoop,
+    deliveries: Deliveries,
+    renewal: Renewal,
+) -> int:
     """Take tasks until SIGTERM or SIGINT; running groups then go back to the queue at once."""
 
-    app.task(deliveries.handle, name=TASK_NAME)
+    def handle(task: Task, payload: object) -> None:
+        with renewal.held(task.request.properties["delivery_tag"]):
+            deliveries.handle(payload)
+
+    app.task(handle, name=TASK_NAME, bind=True)
 
     def on_shutdown(**_: object) -> None:
         loop.interrupt()

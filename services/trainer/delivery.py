@@ -71,6 +71,9 @@ class Delivery:
 
     def finish(self) -> int:
         """Close the run; returns how many groups were surplus."""
+        if self._patiently(self._stream.state) is None:
+            logger.warning("redis was emptied: the run is opened again before it ends")
+            self.open()
         return self._patiently(self._stream.finish)
 
     def snapshot(self) -> tuple[dict[str, Fate], int]:

@@ -8,16 +8,19 @@ from shared.errors import CcaError
 
 
 class CcaClient:
-    """Typed calls to one scorer; every method raises `CcaError` when it fails."""
+    """Typed calls to the scorer; every method raises `CcaError` when it fails.
+
+    It keeps nothing between two requests, so its replicas take turns.
+    """
 
     def __init__(
         self,
-        base_url: str,
+        urls: str,
         client: httpx.AsyncClient | None = None,
         *,
         retries: Retries | None = None,
     ) -> None:
-        self._http = HttpBoundary(base_url, CcaError, client, retries=retries)
+        self._http = HttpBoundary(urls, CcaError, client, retries=retries)
 
     async def aclose(self) -> None:
         """Close the connections this client opened."""

@@ -1,25 +1,29 @@
-"""JSON over HTTP to another service: bounded retries, request ids, problems become exceptions.
+"""JSON over HTTP to another service: replicas, bounded retries, problems become exceptions.
 
 Invariant: whatever goes wrong on the way to a service leaves here as that service's
 `BoundaryError`, with `is_transient` saying whether asking again may help. Retried are refused or
 broken connections and 503 (the service says it is not ready), a bounded number of times; every
-request of this system may be repeated without harm. A read that timed out is not retried: the
-service may still be working on it. Who creates the `httpx.AsyncClient` closes it.
+request of this system may be repeated without harm. An attempt asks one replica after the other
+(`replicas` says in which order), and only when none of them answers is there a pause and another
+attempt. A read that timed out is not retried: the service may still be working on it. Who creates
+the `httpx.AsyncClient` closes it.
 
 Kept cheap because a rollout makes thousands of calls on a shared core: URLs are parsed once,
 bodies go from and to pydantic as bytes, no environment or redirect is looked at.
 """
 
 import asyncio
+import copy
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
-from typing import TypeVar, cast
+from typing import Self, TypeVar, cast
 
 import httpx
 import msgspec
 from pydantic import BaseModel, ValidationError
 
+from shared.clients.replicas import Replicas
 from shared.errors import BoundaryError
 from shared.service.logs import REQUEST_ID_HEADER, request_id
 
@@ -42,7 +46,7 @@ class Retries(msgspec.Struct, frozen=True):
     """How often, and after which pauses, a request is sent again."""
 
     max_attempts: int = 4
-    """Sends in all, the first included."""
+    """Rounds over the replicas in all, the first included."""
     first_pause_s: float = 0.1
     factor: float = 3.0
     """Each pause is this many times the one before."""
@@ -84,18 +88,21 @@ def read_problem(response: httpx.Response) -> Problem:
 
 
 class HttpBoundary:
-    """One service behind a base URL; failures are raised as `error_type`."""
+    """One service behind the URLs of its replicas; failures are raised as `error_type`."""
 
     def __init__(
         self,
-        base_url: str,
+        urls: str | Replicas,
         error_type: type[BoundaryError],
         client: httpx.AsyncClient | None = None,
         *,
         retries: Retries | None = None,
         timeout: httpx.Timeout = DEFAULT_TIMEOUT,
     ) -> None:
-        self._base_url = base_url.rstrip("/")
+        self._replicas = Replicas(urls) if isinstance(urls, str) else urls
+        self._key: str | None = None
+        self._home: str | None = None
+        """Replica that answered a request of this key last."""
         self._error_type = error_type
         self._retries = retries or Retries()
         self._owns_client = client is None
@@ -104,9 +111,19 @@ class HttpBoundary:
             limits=_POOL,
             trust_env=False,
             # Loading the certificate store takes 20 ms; a plain-text URL never needs it.
-            verify=self._base_url.startswith("https:"),
+            verify=self._replicas.has_tls,
         )
         self._urls: dict[str, httpx.URL] = {}
+
+    def of(self, key: str) -> Self:
+        """This boundary, with all requests going to the replica that is the key's.
+
+        They stay where one was answered, also when another replica joins. Shares the connections,
+        which only the original closes.
+        """
+        bound = copy.copy(self)
+        bound._key, bound._home, bound._owns_client = key, None, False
+        return bound
 
     async def aclose(self) -> None:
         """Close the connections, if this boundary opened them."""
@@ -180,12 +197,13 @@ class HttpBoundary:
             status=status,
         )
 
-    def _url(self, path: str) -> httpx.URL:
-        url = self._urls.get(path)
+    def _url(self, replica: str, path: str) -> httpx.URL:
+        where = replica + path
+        url = self._urls.get(where)
         if url is None:
-            url = httpx.URL(self._base_url + path)
+            url = httpx.URL(where)
             if len(self._urls) < 64:  # routes, not the many paths that carry a hash
-                self._urls[path] = url
+                self._urls[where] = url
         return url
 
     @asynccontextmanager
@@ -210,34 +228,59 @@ class HttpBoundary:
     async def _attempt(
         self, method: str, path: str, content: bytes | None, headers: Mapping[str, str] | None
     ) -> httpx.Response:
-        """Send until a response begins that is not 503, or the attempts are used up."""
+        """Ask until a response begins that is not 503, or the attempts are used up."""
         sent_headers = dict(headers or {})
         if request_id.get():
             sent_headers[REQUEST_ID_HEADER] = request_id.get()
-        url = self._url(path)
         for attempt in range(self._retries.max_attempts):
             is_last = attempt + 1 == self._retries.max_attempts
-            request = self._client.build_request(method, url, content=content, headers=sent_headers)
-            try:
-                response = await self._client.send(request, stream=True)
-            except _BROKEN_CONNECTION as error:
-                if is_last:
-                    raise self._unreachable(error) from error
-                await asyncio.sleep(self._retries.pause_s(attempt))
-                continue
-            except httpx.TransportError as error:
-                raise self._unreachable(error) from error
-            if response.status_code != 503 or is_last:
-                return response
-            await response.aclose()
-            await asyncio.sleep(self._retries.pause_s(attempt, response.headers.get("retry-after")))
+            answer = await self._ask_replicas(method, path, content, sent_headers)
+            retry_after = None
+            if isinstance(answer, httpx.Response):
+                if answer.status_code != 503 or is_last:
+                    return answer
+                retry_after = answer.headers.get("retry-after")
+            elif is_last:
+                raise answer
+            await asyncio.sleep(self._retries.pause_s(attempt, retry_after))
         raise AssertionError("max_attempts must be at least 1")
+
+    async def _ask_replicas(
+        self, method: str, path: str, content: bytes | None, headers: Mapping[str, str]
+    ) -> httpx.Response | BoundaryError:
+        """The first response that is not 503; else what the last replica said, or why it did not.
+
+        Raises `BoundaryError` if one did not answer in time: it may still be working on it.
+        """
+        answer: httpx.Response | BoundaryError = self.error("it has no replica", is_transient=True)
+        for replica in await self._replicas_in_order():
+            url = self._url(replica, path)
+            request = self._client.build_request(method, url, content=content, headers=headers)
+            try:
+                answer = await self._client.send(request, stream=True)
+                if answer.status_code != 503:
+                    self._home = replica
+                    return answer
+                await answer.aread()
+            except _BROKEN_CONNECTION as error:
+                answer = self._unreachable(replica, error)
+            except httpx.TransportError as error:
+                self._replicas.failed(replica)
+                raise self._unreachable(replica, error) from error
+            self._replicas.failed(replica)
+        return answer
+
+    async def _replicas_in_order(self) -> list[str]:
+        try:
+            return await self._replicas.order(self._key, self._home)
+        except OSError as error:
+            raise self.error(f"no address for its name: {error}", is_transient=True) from error
 
     async def _read(self, response: httpx.Response) -> None:
         try:
             await response.aread()
         except httpx.TransportError as error:
-            raise self._unreachable(error) from error
+            raise self._unreachable(str(response.url), error) from error
 
     async def _lines(self, response: httpx.Response) -> AsyncIterator[str]:
         try:
@@ -245,11 +288,11 @@ class HttpBoundary:
                 if line:
                     yield line
         except httpx.TransportError as error:
-            raise self._unreachable(error) from error
+            raise self._unreachable(str(response.url), error) from error
 
-    def _unreachable(self, error: httpx.TransportError) -> BoundaryError:
+    def _unreachable(self, url: str, error: httpx.TransportError) -> BoundaryError:
         what = type(error).__name__
-        return self.error(f"{self._base_url} did not answer ({what}: {error})", is_transient=True)
+        return self.error(f"{url} did not answer ({what}: {error})", is_transient=True)
 
 
 def encode(body: BaseModel) -> bytes:

@@ -1,12 +1,14 @@
-"""Client of the policy server: tokens in, tokens out.
+"""Client of the policy servers: tokens in, tokens out.
 
-Every call may be repeated without harm (the server keeps no state but caches), so refused
-connections and 503 are retried; a turn that is under way when its connection breaks is sampled
-again, with the same seed if it has one.
+Requests that share a prefix belong on one replica, where it is cached: `of_group` binds a client
+to the replica of a group. Every call may be repeated without harm (a server keeps no state but
+caches), so refused connections and 503 are retried; a turn that is under way when its connection
+breaks is sampled again, by the next replica if there is one, with the same seed if it has one.
 """
 
+import copy
 from collections.abc import AsyncGenerator
-from typing import Annotated
+from typing import Annotated, Self
 
 import httpx
 import msgspec
@@ -40,22 +42,28 @@ class _ErrorLine(msgspec.Struct, frozen=True, tag="error", tag_field="kind"):
 
 
 class PolicyClient:
-    """Typed calls to one policy server; every method raises `PolicyError` when it fails."""
+    """Typed calls to a policy server; every method raises `PolicyError` when it fails."""
 
     def __init__(
         self,
-        base_url: str,
+        urls: str,
         client: httpx.AsyncClient | None = None,
         *,
         retries: Retries | None = None,
     ) -> None:
         self._http = HttpBoundary(
-            base_url, PolicyError, client, retries=retries, timeout=GENERATE_TIMEOUT
+            urls, PolicyError, client, retries=retries, timeout=GENERATE_TIMEOUT
         )
 
     async def aclose(self) -> None:
         """Close the connections this client opened."""
         await self._http.aclose()
+
+    def of_group(self, group_id: str) -> Self:
+        """This client, with all requests going to the replica of this group while it answers."""
+        bound = copy.copy(self)
+        bound._http = self._http.of(group_id)
+        return bound
 
     async def generate(self, request: GenerateRequest) -> GenerateResponse:
         """Continue the segments by one turn."""

@@ -1,5 +1,6 @@
 """Client of the zoom service: images in, crops out.
 
+What is asked of an image goes to the replica that keeps it decoded: the image's hash is the key.
 A box the model should not have asked for comes back as `geometry.BadBox`, with the reason and the
 message the service gave: the same exception that `place_box` raises in-process, and no
 `ZoomError`, because the environment answers it with an observation. Everything else that fails is
@@ -18,16 +19,16 @@ _BAD_BOX_REASONS = frozenset(reason.value for reason in BadBoxReason)
 
 
 class ZoomClient:
-    """Typed calls to one zoom service; every method raises `ZoomError` when it fails."""
+    """Typed calls to the zoom service; every method raises `ZoomError` when it fails."""
 
     def __init__(
         self,
-        base_url: str,
+        urls: str,
         client: httpx.AsyncClient | None = None,
         *,
         retries: Retries | None = None,
     ) -> None:
-        self._http = HttpBoundary(base_url, ZoomError, client, retries=retries)
+        self._http = HttpBoundary(urls, ZoomError, client, retries=retries)
 
     async def aclose(self) -> None:
         """Close the connections this client opened."""
@@ -41,7 +42,7 @@ class ZoomClient:
 
     async def facts(self, image: str) -> ImageFacts:
         """Size and colours of an ingested original."""
-        return await self._http.get(f"/v1/images/{image}/facts", ImageFacts)
+        return await self._http.of(image).get(f"/v1/images/{image}/facts", ImageFacts)
 
     async def image_bytes(self, image: str) -> bytes:
         """The PNG of an ingested original."""
@@ -49,7 +50,7 @@ class ZoomClient:
 
     async def crop(self, request: CropRequest) -> CropResponse:
         """Render a region as the model is shown it. Raises `BadBox` for an impossible box."""
-        response = await self._http.send(
+        response = await self._http.of(request.image).send(
             "POST", "/v1/crops", content=encode(request), headers=_JSON, accept=(422,)
         )
         if response.status_code == 422:

@@ -26,9 +26,9 @@ START_S = 20.0
 
 
 @contextmanager
-def served(app: FastAPI) -> Iterator[str]:
+def served(app: FastAPI, port: int = 0) -> Iterator[str]:
     """An app on a loopback port, in a thread of its own; yields its URL."""
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = socket.create_server(("127.0.0.1", port))
     config = uvicorn.Config(app, log_config=None, access_log=False, ws="none", lifespan="on")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listener],), name="served", daemon=True)
@@ -65,6 +65,7 @@ class Surroundings:
             "policy_url": self.policy.url,
             "database": database,
             "max_upload_bytes": 8 * 2**20,
+            "patience_s": 0,
         }
         return ClinicSettings.model_validate(values | changes)
 

@@ -4,13 +4,17 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import pytest
 from PIL import Image
 
+from services.cca.app import create_app as create_cca
+from services.cca.settings import CcaSettings
 from shared.service.logs import JsonFormatter
+from tests.clinic.conftest import served
 from tests.clinic.pictures import picture, png
 from tests.clinic.scripted_policy import ScriptedPolicy, answer, look
 from tests.clinic.test_cases import ask
@@ -176,6 +180,24 @@ def test_a_dead_cca_makes_a_failed_case_that_names_it(
     assert "did not answer" in case["failure"]["reason"]
     ready = clinic.get("/ready")
     assert (ready.status_code, list(ready.json()["failures"])) == (503, ["cca"])
+
+
+def test_a_case_waits_for_a_neighbour_that_comes_back(
+    start_clinic: StartClinic, policy: ScriptedPolicy, free_port: Callable[[], int]
+):
+    port = free_port()
+    clinic = start_clinic(cca_url=f"http://127.0.0.1:{port}", patience_s=60)
+    policy.rehearse([answer("A")])
+    with ThreadPoolExecutor(1) as thread:
+        asked = thread.submit(ask, clinic, k="1")
+        deadline = time.monotonic() + 60
+        while policy.num_entered < 2:  # the first attempt found no cca
+            assert time.monotonic() < deadline, "it was not tried again"
+            time.sleep(0.05)
+        with served(create_cca(CcaSettings()), port):
+            case = asked.result(timeout=60).json()
+
+    assert (case["status"], case["answer"]) == ("answered", "A")
 
 
 def test_a_dead_zoom_is_a_problem_and_no_case(

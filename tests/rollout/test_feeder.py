@@ -39,6 +39,9 @@ class Hand:
     def feed(self) -> int:
         return self._feeder.feed()
 
+    def close(self) -> int:
+        return self._feeder.close()
+
     def value(self, name: str) -> float | None:
         return self.registry.get_sample_value(name)
 
@@ -145,6 +148,27 @@ def test_after_an_emptied_redis_what_was_lost_is_fed_again_and_nothing_else(
     assert num_queued(company) == 4, "the messages did reach the emptied queue"
     assert company.stream.cursor() == len(company.stream.fates()) + company.stream.outstanding()
     assert hand.feed() == 0
+
+
+def test_what_an_emptied_redis_made_the_trainer_forget_is_surplus_at_the_end(
+    company: Company,
+) -> None:
+    """Emptied just before the end, when the feeder could not feed again, with an old cursor."""
+    hand = Hand(company, max_outstanding=6)
+    hand.feed()
+    company.stream.client.flushall()
+    company.stream.open({hand.sent[0]: Fate.TRAINED}, cursor=2)
+    settle(company, hand.sent[4])  # a worker had it in hand
+    company.stream.finish()
+    assert hand.close() == 3
+    order = ProblemOrder(RUN, company.problems, seed=0)
+    ids = [order.task_at(position).group_id for position in range(5)]
+    trained, surplus = Fate.TRAINED, Fate.SURPLUS
+    assert company.stream.fates() == dict(
+        zip(ids, [trained, surplus, surplus, surplus, trained], strict=True)
+    )
+    assert (company.stream.cursor(), company.stream.outstanding()) == (5, 0)
+    assert hand.close() == 0
 
 
 def test_a_restart_with_an_intact_redis_feeds_nothing_again(company: Company) -> None:

@@ -1,6 +1,6 @@
 import signal
 
-from services.rollout.task import encode_task, queue_key
+from services.rollout.task import encode_task, queue_key, unacked_index_key
 from tests.rollout.company import RUN, Company, until
 from tests.rollout.scripted_policy import answer, look, rest_of_look
 
@@ -61,11 +61,36 @@ def test_a_group_whose_worker_was_killed_is_completed_once_by_the_next_one(
 
 def let_the_visibility_timeout_pass(company: Company) -> None:
     """Make every delivery look as if it had been made long ago, instead of waiting."""
-    index = f"medvr:run:{RUN}:celery:unacked_index"
+    index = unacked_index_key(RUN)
     client = company.stream.client
     client.zadd(
         index, {tag: score - 600 for tag, score in client.zrange(index, 0, -1, withscores=True)}
     )
+
+
+def test_a_living_worker_renews_its_delivery_and_a_killed_one_does_not(company: Company) -> None:
+    company.gate.clear()
+    first = company.start_worker(visibility_timeout_s=2)
+    company.feed(0)
+    until(lambda: unacknowledged(company) == 1)
+    times = set()
+    until(lambda: times.add(time_of_delivery(company)) or len(times) > 3)
+    first.stop(signal.SIGKILL)
+    left_at = time_of_delivery(company)
+    assert left_at == max(times)
+
+    company.gate.set()
+    company.start_worker(visibility_timeout_s=2)
+    assert len(company.groups(1)) == 1
+    until(lambda: unacknowledged(company) == 0)
+    assert company.stream.length() == 1
+
+
+def time_of_delivery(company: Company) -> float:
+    """When the one unacknowledged delivery was made or renewed."""
+    index = unacked_index_key(RUN)
+    ((_, renewed_at),) = company.stream.client.zrange(index, 0, -1, withscores=True)
+    return renewed_at
 
 
 def test_no_question_or_answer_is_ever_logged(company: Company) -> None:

