@@ -93,22 +93,6 @@ def test_a_group_out_of_retries_is_buried_with_its_reason(company: Company) -> N
     assert worker.outcomes() == {"buried": 1}
 
 
-def test_a_task_goes_back_before_another_worker_is_given_it_too(company: Company) -> None:
-    """Else both would roll the group out while a service is away for long."""
-    company.script.failures.extend([503] * 1000)
-    worker = Worker(company, group_timeout_s=10, visibility_timeout_s=10.1, max_deliveries=2)
-    group_id, payload = feed(company)
-    with worker.loop:
-        for _ in range(2):
-            with pytest.raises(Reject) as caught:
-                worker.deliveries.handle(payload)
-            assert caught.value.requeue is True
-        assert company.stream.fates() == {}
-        worker.deliveries.handle(payload)
-    assert company.letters() == {group_id: "delivered 2 times in vain"}
-    assert worker.outcomes() == {"requeued": 2, "buried": 1}
-
-
 def test_nothing_is_sampled_while_the_policy_serves_the_weights_of_another_run(
     company: Company,
 ) -> None:
