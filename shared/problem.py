@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from shared.errors import MedvrError
 from shared.geometry import Box, ImageSize
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     modality: str = ""
 
 
-class ProblemSetError(ValueError):
+class ProblemSetError(MedvrError):
     """A folder that is not a readable problem set; the message names what is wrong with it."""
 
 

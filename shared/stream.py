@@ -51,7 +51,15 @@ class StreamEntry(NamedTuple):
 
     entry_id: str
     group_id: str
+    """Empty for an entry that nobody of ours wrote."""
     payload: bytes
+
+
+def _text_or_nothing(value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return ""
 
 
 _APPEND = """
@@ -205,11 +213,23 @@ class RunStream:
         keys = [self.groups_key, self.fates_key, self.appended_key]
         return bool(self.client.eval(_APPEND, len(keys), *keys, group_id, payload))
 
-    def bury(self, group_id: str, reason: str, entry: StreamEntry | None = None) -> None:
-        """Dead-letter a group: a rollout out of retries, or an entry that does not validate."""
+    def bury(
+        self,
+        group_id: str,
+        reason: str,
+        entry: StreamEntry | None = None,
+        *,
+        task: bytes | None = None,
+    ) -> None:
+        """Dead-letter a group: a rollout out of retries, or what does not validate, as it came.
+
+        With an empty group_id (nobody can tell whose it was) no group is fated.
+        """
         letter: dict[str, bytes | str] = {"group_id": group_id, "reason": reason}
         if entry is not None:
             letter["group"] = entry.payload
+        if task is not None:
+            letter["task"] = task
         with self.client.pipeline(transaction=True) as pipe:
             pipe.xadd(self.dead_key, letter)  # pyright: ignore[reportArgumentType]
             self._settle(pipe, group_id, Fate.DEAD, entry.entry_id if entry else None)
@@ -234,7 +254,7 @@ class RunStream:
         for batch in streams:
             rows = batch[0] if batch and isinstance(batch[0], list) else batch
             for entry_id, fields in cast("Sequence[tuple[bytes, dict[bytes, bytes]]]", rows):
-                group_id = fields.get(b"group_id", b"").decode(errors="replace")
+                group_id = _text_or_nothing(fields.get(b"group_id", b""))
                 entries.append(StreamEntry(entry_id.decode(), group_id, fields.get(b"group", b"")))
         return entries
 
@@ -249,6 +269,8 @@ class RunStream:
         if entry_id is not None:
             pipe.xack(self.groups_key, CONSUMER_GROUP, entry_id)
             pipe.xdel(self.groups_key, entry_id)
+        if not group_id:
+            return
         pipe.hsetnx(self.fates_key, group_id, fate.value)
         pipe.srem(self.appended_key, group_id)
         pipe.srem(self.outstanding_key, group_id)

@@ -5,7 +5,7 @@ from pathlib import Path
 from pydantic import Field
 
 from shared.api.clinic import MAX_TRAJECTORIES
-from shared.service.settings import ServiceSettings, settings_config
+from shared.service.settings import HttpUrl, ServiceSettings, settings_config
 
 
 class ClinicSettings(ServiceSettings):
@@ -17,11 +17,11 @@ class ClinicSettings(ServiceSettings):
     """Address to listen on. There is no login: put it behind a gateway that has one."""
     port: int = Field(default=8080, ge=1, le=65535)
     """Port to listen on."""
-    policy_url: str = "http://127.0.0.1:8100"
+    policy_url: HttpUrl = "http://127.0.0.1:8100"
     """Base URL of the policy server."""
-    zoom_url: str = "http://127.0.0.1:8120"
+    zoom_url: HttpUrl = "http://127.0.0.1:8120"
     """Base URL of the zoom service."""
-    cca_url: str = "http://127.0.0.1:8130"
+    cca_url: HttpUrl = "http://127.0.0.1:8130"
     """Base URL of the CCA scorer."""
     blob_url: str = ".medvr/blobs"
     """Root of the blob store that zoom writes to: a folder or an fsspec URL."""

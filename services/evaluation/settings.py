@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from shared.service.settings import ServiceSettings, settings_config
+from shared.service.settings import HttpUrl, ServiceSettings, settings_config
 
 
 class EvaluationSettings(ServiceSettings):
@@ -16,11 +16,11 @@ class EvaluationSettings(ServiceSettings):
     """Folder of the problem set."""
     out: Path
     """Folder to write to; an interrupted evaluation found there is continued."""
-    policy_url: str = "http://127.0.0.1:8100"
+    policy_url: HttpUrl = "http://127.0.0.1:8100"
     """Base URL of the policy server."""
-    zoom_url: str = "http://127.0.0.1:8120"
+    zoom_url: HttpUrl = "http://127.0.0.1:8120"
     """Base URL of the zoom service."""
-    cca_url: str = "http://127.0.0.1:8130"
+    cca_url: HttpUrl = "http://127.0.0.1:8130"
     """Base URL of the cca service: the only place where answers are matched."""
     label: str = "evaluation"
     """Name of this evaluation in tables and plots, e.g. `before`."""

@@ -10,8 +10,6 @@ feeds those first. It never has more than `max_outstanding` without a fate, and 
 
 import asyncio
 import logging
-import signal
-import sys
 import threading
 import uuid
 from collections import deque
@@ -23,8 +21,7 @@ from services.rollout.metrics import FeederMetrics
 from services.rollout.order import ProblemOrder
 from services.rollout.settings import FeederSettings
 from services.rollout.task import RolloutTask, create_celery, queue_key, send_task
-from shared.problem import ProblemSetError, read_problems
-from shared.service.logs import configure_logs
+from shared.problem import read_problems
 from shared.service.serve import probe_server
 from shared.stream import RunState, RunStream, connect_redis
 
@@ -145,25 +142,3 @@ def run_feeder(settings: FeederSettings, stop: threading.Event) -> None:
             feeder.feed()
             stop.wait(settings.poll_interval_s)
         logger.info("feeder ends", extra={"cursor": stream.cursor()})
-
-
-def main(argv: list[str]) -> None:
-    """`medvr feeder`."""
-    settings = FeederSettings.load(argv)
-    configure_logs("feeder", settings.log_level)
-    stop = threading.Event()
-
-    def end(*_: object) -> None:
-        stop.set()
-
-    signal.signal(signal.SIGTERM, end)
-    signal.signal(signal.SIGINT, end)
-    try:
-        run_feeder(settings, stop)
-    except ProblemSetError as error:
-        sys.stderr.write(f"error: {error}\n")
-        raise SystemExit(2) from error
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from services.rollout.branching import BranchingArm, BranchingSettings
 from shared.api.cca import RewardSettings, ToolRewardArm
-from shared.service.settings import ServiceSettings, settings_config
+from shared.service.settings import HttpUrl, RedisUrl, ServiceSettings, settings_config
 
 RUN_PATTERN = r"^[A-Za-z0-9._-]{1,64}$"
 
@@ -19,13 +19,13 @@ class RolloutSettings(ServiceSettings):
 
     run: str = Field(default="default", pattern=RUN_PATTERN)
     """Name of the training run; its queue and its stream carry it."""
-    redis_url: str = "redis://127.0.0.1:6379/0"
+    redis_url: RedisUrl = "redis://127.0.0.1:6379/0"
     """Celery broker and the run's stream."""
-    policy_url: str = "http://127.0.0.1:8100"
+    policy_url: HttpUrl = "http://127.0.0.1:8100"
     """Policy server."""
-    zoom_url: str = "http://127.0.0.1:8120"
+    zoom_url: HttpUrl = "http://127.0.0.1:8120"
     """Zoom service."""
-    cca_url: str = "http://127.0.0.1:8130"
+    cca_url: HttpUrl = "http://127.0.0.1:8130"
     """CCA scorer."""
     probe_host: str = "127.0.0.1"
     """Address of /health, /ready and /metrics."""
@@ -106,7 +106,7 @@ class FeederSettings(ServiceSettings):
 
     run: str = Field(default="default", pattern=RUN_PATTERN)
     """Name of the training run."""
-    redis_url: str = "redis://127.0.0.1:6379/0"
+    redis_url: RedisUrl = "redis://127.0.0.1:6379/0"
     """Celery broker and the run's state."""
     problem_set: Path = Path(".medvr/problems")
     """Folder of the problem set."""

@@ -45,7 +45,7 @@ def decode_task(payload: object) -> RolloutTask:
         raise PayloadError(f"a rollout payload is a JSON string, not {type(payload).__name__}")
     try:
         task = _decoder.decode(payload)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
         raise PayloadError(f"not a rollout payload: {error}") from error
     problem = task.problem
     if task.group_id != make_group_id(task.run, task.round, problem.problem_id):

@@ -1,8 +1,8 @@
 """The Celery worker: one task is one group; what becomes of a delivery is decided here.
 
 A delivery ends in exactly one way: its group is *appended* to the stream, found to be a
-*duplicate* there, no longer *unwanted* work, *buried* with its reason, *rejected* because nobody
-can tell what it was, or *requeued* because the worker is stopping. Acknowledged is what is over;
+*duplicate* there, no longer *unwanted* work, *buried* with its reason, *rejected* because it is no
+task (dead-lettered as it came), or *requeued* because the worker is stopping. Acknowledged is what is over;
 a worker that dies leaves its deliveries unacknowledged, and they are delivered again after the
 visibility timeout. One that keeps taking its worker down is buried after `max_deliveries`.
 
@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import redis
-from celery import Celery, signals
+from celery import Celery, Task, signals
 from celery.exceptions import Reject
 
 from services.rollout.attempt import RolloutFailed, Services, make_group_with_retries
@@ -103,24 +103,26 @@ class Deliveries:
         self._metrics = metrics
         self._counts_key = f"medvr:run:{settings.run}:deliveries"
 
-    def handle(self, payload: object) -> None:
-        """Bring one delivery to its end; raises only `Reject` (to be delivered again)."""
+    def handle(self, payload: object, task_id: str = "") -> None:
+        """Bring one delivery to its end; raises only `Reject` (to be delivered again).
+
+        `task_id` is Celery's: the feeder gives a task the id of its group.
+        """
         try:
-            outcome = self._outcome(payload)
+            outcome = self._outcome(payload, task_id)
         except (CancelledError, redis.RedisError) as error:
             self._metrics.groups.labels("requeued").inc()
             logger.info("a group goes back to the queue: %s", type(error).__name__)
             raise Reject(type(error).__name__, requeue=True) from error
         self._metrics.groups.labels(outcome).inc()
 
-    def _outcome(self, payload: object) -> str:
+    def _outcome(self, payload: object, task_id: str) -> str:
         try:
             task = decode_task(payload)
             if task.run != self._settings.run:
                 raise PayloadError(f"run {task.run!r}, this worker serves {self._settings.run!r}")
         except PayloadError as error:
-            logger.error("a task was rejected: %s", error)
-            return "rejected"
+            return self._reject(payload, task_id, str(error))
         if not self._stream.is_wanted(task.group_id):
             return self._over(task, "unwanted")
         if self._count(task, 1) > self._settings.max_deliveries:
@@ -141,6 +143,16 @@ class Deliveries:
         is_new = self._stream.append(task.group_id, encode_group(group))
         return self._over(task, "appended" if is_new else "duplicate")
 
+    def _reject(self, payload: object, task_id: str, reason: str) -> str:
+        """Dead-letter what is no task; if its id says which group waits for it, that is dead."""
+        is_ours = task_id.startswith(f"{self._settings.run}:") and self._stream.is_wanted(task_id)
+        logger.error("a task was rejected: %s", reason)
+        raw = payload if isinstance(payload, str) else repr(payload)
+        self._stream.bury(
+            task_id if is_ours else "", reason, task=raw.encode(errors="backslashreplace")
+        )
+        return "rejected"
+
     def _bury(self, task: RolloutTask, reason: str) -> str:
         logger.error("buried: %s", reason, extra={"group_id": task.group_id})
         self._stream.bury(task.group_id, reason)
@@ -159,7 +171,11 @@ class Deliveries:
 def work(app: Celery, settings: RolloutSettings, loop: RolloutLoop, deliveries: Deliveries) -> int:
     """Take tasks until SIGTERM or SIGINT; running groups then go back to the queue at once."""
 
-    app.task(deliveries.handle, name=TASK_NAME)
+    def roll_out(task: Task, *args: object, **kwargs: object) -> None:
+        payload = args[0] if len(args) == 1 and not kwargs else (args, kwargs)
+        deliveries.handle(payload, str(task.request.id or ""))
+
+    app.task(roll_out, name=TASK_NAME, bind=True)
 
     def on_shutdown(**_: object) -> None:
         loop.interrupt()
