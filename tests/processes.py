@@ -1,4 +1,4 @@
-"""Services as processes: started as users start them, on loopback, ended by whoever started them."""
+"""Services as processes: started as users start them, on loopback, ended by the test."""
 
 import contextlib
 import json

@@ -2,9 +2,9 @@
 
 A delivery ends in exactly one way: its group is *appended* to the stream, found to be a
 *duplicate* there, no longer *unwanted* work, *buried* with its reason, *rejected* because it is no
-task (dead-lettered as it came), or *requeued* because the worker is stopping. Acknowledged is what is over;
-a worker that dies leaves its deliveries unacknowledged, and they are delivered again after the
-visibility timeout. One that keeps taking its worker down is buried after `max_deliveries`.
+task (dead-lettered as it came), or *requeued* because the worker is stopping. Acknowledged is what
+is over; a worker that dies leaves its deliveries unacknowledged, and they are delivered again after
+the visibility timeout. One that keeps taking its worker down is buried after `max_deliveries`.
 
 Tasks run in threads that only wait: the work is done in one asyncio loop, in a thread of its own,
 whose keep-alive connections all groups share. So a process is cheap however many groups it runs.

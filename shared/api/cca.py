@@ -8,7 +8,6 @@ from shared.api.base import WireModel
 from shared.api.zoom import WireBox, WireImageSize
 from shared.problem import AnswerKind
 
-
 MAX_OPTIONS = 26
 """Options are lettered A to Z."""
 

@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 
 from shared.errors import ApiProblem, BoundaryError
@@ -84,7 +85,7 @@ def describe_http(request: Request, error: HTTPException) -> str:
     if error.status_code == HTTPStatus.NOT_FOUND:
         listed = f"{request.scope.get('root_path', '')}/openapi.json"
         return f"nothing is served at {shortened(request.url.path)}; {listed} lists the routes"
-    allowed = (error.headers or {}).get("allow")
+    allowed = Headers(error.headers or {}).get("allow")
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and allowed:
         return f"{shortened(request.method)} is not accepted here; {allowed} is"
     return phrase
