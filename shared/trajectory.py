@@ -205,7 +205,8 @@ class Trajectory(msgspec.Struct, frozen=True, kw_only=True):
 class TrajectoryGroup(msgspec.Struct, frozen=True, kw_only=True):
     """The scored attempts at one problem: the unit of training and of delivery."""
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int
+    """Always written: a payload without one is of no version."""
     group_id: str
     """Deterministic: run, round and problem (`make_group_id`)."""
     run: str

@@ -96,7 +96,9 @@ def _contact_sheet(args: argparse.Namespace) -> None:
     from services.problems.phantoms import render_phantoms
 
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(render_phantoms(args.modality, args.seed, args.number)).save(args.out)
+    contact_sheet(render_phantoms(args.modality, args.seed, args.number)).save(
+        args.out, format="PNG"
+    )
     sys.stdout.write(f"{args.out}\n")
 
 

@@ -5,6 +5,7 @@ finish for `GRACE_S` and runs the app's lifespan exit. The port is taken before 
 so that one in use ends the process with a message, probes included.
 """
 
+import os
 import socket
 import threading
 from collections.abc import Generator, Mapping
@@ -34,8 +35,10 @@ def listen(host: str, port: int) -> socket.socket:
         )[0]
         return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
     except OSError as error:
+        is_unknown_name = isinstance(error, socket.gaierror) or not error.errno
+        reason = error.strerror if is_unknown_name else os.strerror(error.errno)
         raise ListenError(
-            f"cannot listen on {host}:{port} ({error.strerror}); "
+            f"cannot listen on {host}:{port} ({reason}); "
             "choose a free port and an address of this machine"
         ) from error
 

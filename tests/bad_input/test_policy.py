@@ -118,7 +118,9 @@ CASES = [
     ),
     turn_case("an empty stop string", json_of(TURN, stop=[""]), "an empty stop string"),
     turn_case("nine stop strings", json_of(TURN, stop=["a"] * 9), "body.stop", "at most 8 items"),
-    turn_case("a stop string for a list", json_of(TURN, stop="</answer>"), "body.stop", "list"),
+    turn_case(
+        "a stop string for a list", json_of(TURN, stop="</answer>"), "body.stop", "valid array"
+    ),
     turn_case(
         "an image whose name is no hash",
         json_of(TURN, segments=[{"type": "image", "image": "ab"}]),
@@ -132,7 +134,7 @@ CASES = [
     ),
     turn_case("more images than are taken", json_of(TURN, segments=[SHOWN] * 9), "takes at most 8"),
     score_case("no continuation", json_of(SCORE, continuation=...), "continuation: Field required"),
-    score_case("an empty continuation", json_of(SCORE, continuation=""), "at least 1 character"),
+    score_case("an empty continuation", json_of(SCORE, continuation=""), "at least 1 item"),
     score_case("a long continuation", json_of(SCORE, continuation=[1] * 513), "at most 512"),
     score_case(
         "a continuation beyond the vocabulary",
@@ -158,14 +160,20 @@ class Policy:
     server: RunningPolicy
     http: httpx.Client
     image: str
+    written: str
+    """Greedily, about the image."""
 
     def assert_alive(self) -> None:
-        """It still samples, and shows what it is given."""
-        body = json_of(TURN, segments=[TEXT, SHOWN]).replace(b"$IMAGE", self.image.encode())
-        answer = self.http.post("/medvr/v1/generate", content=body)
-        assert answer.status_code == 200, answer.text
-        assert len(answer.json()["token_ids"]) == 2
+        """It still writes what it wrote at first, about the image it is shown."""
+        assert ask(self.http, self.image) == self.written
         assert self.http.get("/ready").json() == {"status": "ready"}
+
+
+def ask(http: httpx.Client, image: str) -> str:
+    body = json_of(TURN, segments=[TEXT, SHOWN], max_tokens=4, temperature=0)
+    answer = http.post("/medvr/v1/generate", content=body.replace(b"$IMAGE", image.encode()))
+    assert answer.status_code == 200, answer.text
+    return "".join(answer.json()["token_texts"])
 
 
 def picture(width: int, height: int, file_format: str = "PNG") -> bytes:
@@ -178,7 +186,7 @@ def picture(width: int, height: int, file_format: str = "PNG") -> bytes:
 def policy(policy_server: RunningPolicy) -> Iterator[Policy]:
     image = policy_server.blobs.put(picture(112, 112))
     with httpx.Client(base_url=policy_server.url, timeout=120, trust_env=False) as http:
-        yield Policy(policy_server, http, image)
+        yield Policy(policy_server, http, image, ask(http, image))
     log = policy_server.log.read_text()
     assert "Traceback" not in log
     assert "unhandled error" not in log
