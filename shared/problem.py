@@ -29,7 +29,7 @@ class AnswerKind(StrEnum):
     FREE_TEXT = "free_text"
 
 
-class Problem(msgspec.Struct, frozen=True, kw_only=True):
+class Problem(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One question about one image."""
 
     problem_id: str

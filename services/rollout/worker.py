@@ -22,6 +22,7 @@ from celery import Celery, Task, signals
 from celery.exceptions import Reject
 
 from services.rollout.attempt import RolloutFailed, Services, make_group_with_retries
+from services.rollout.consumer import guarded_consumer
 from services.rollout.metrics import RolloutMetrics
 from services.rollout.settings import RolloutSettings
 from services.rollout.task import TASK_NAME, RolloutTask, decode_task
@@ -122,7 +123,10 @@ class Deliveries:
             if task.run != self._settings.run:
                 raise PayloadError(f"run {task.run!r}, this worker serves {self._settings.run!r}")
         except PayloadError as error:
-            return self._reject(payload, task_id, str(error))
+            logger.error("a task was rejected: %s", error)
+            raw = payload if isinstance(payload, str) else repr(payload)
+            self._bury_as_it_came(raw.encode(errors="backslashreplace"), task_id, str(error))
+            return "rejected"
         if not self._stream.is_wanted(task.group_id):
             return self._over(task, "unwanted")
         if self._count(task, 1) > self._settings.max_deliveries:
@@ -143,15 +147,15 @@ class Deliveries:
         is_new = self._stream.append(task.group_id, encode_group(group))
         return self._over(task, "appended" if is_new else "duplicate")
 
-    def _reject(self, payload: object, task_id: str, reason: str) -> str:
+    def set_aside(self, raw: bytes, task_id: str, reason: str) -> None:
+        """What Celery could make no task of."""
+        self._bury_as_it_came(raw, task_id, reason)
+        self._metrics.groups.labels("rejected").inc()
+
+    def _bury_as_it_came(self, raw: bytes, task_id: str, reason: str) -> None:
         """Dead-letter what is no task; if its id says which group waits for it, that is dead."""
         is_ours = task_id.startswith(f"{self._settings.run}:") and self._stream.is_wanted(task_id)
-        logger.error("a task was rejected: %s", reason)
-        raw = payload if isinstance(payload, str) else repr(payload)
-        self._stream.bury(
-            task_id if is_ours else "", reason, task=raw.encode(errors="backslashreplace")
-        )
-        return "rejected"
+        self._stream.bury(task_id if is_ours else "", reason, task=raw)
 
     def _bury(self, task: RolloutTask, reason: str) -> str:
         logger.error("buried: %s", reason, extra={"group_id": task.group_id})
@@ -187,6 +191,7 @@ def work(app: Celery, settings: RolloutSettings, loop: RolloutLoop, deliveries: 
     signals.setup_logging.connect(keep_logs, weak=False)
     worker = app.Worker(
         pool_cls="threads",
+        consumer_cls=guarded_consumer(deliveries.set_aside),
         concurrency=settings.concurrency,
         loglevel=settings.log_level,
         without_gossip=True,
