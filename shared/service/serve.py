@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 import uvicorn
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
-from uvicorn.main import STARTUP_FAILURE
+from uvicorn.config import STARTUP_FAILURE
 
 from shared.errors import MedvrError
 from shared.service.app import ReadyCheck, create_service_app
@@ -35,8 +35,8 @@ def listen(host: str, port: int) -> socket.socket:
         )[0]
         return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
     except OSError as error:
-        is_unknown_name = isinstance(error, socket.gaierror) or not error.errno
-        reason = error.strerror if is_unknown_name else os.strerror(error.errno)
+        is_named = isinstance(error, socket.gaierror) or error.errno is None
+        reason = error.strerror if is_named else os.strerror(error.errno)
         raise ListenError(
             f"cannot listen on {host}:{port} ({reason}); "
             "choose a free port and an address of this machine"
