@@ -20,16 +20,24 @@ def sha256_hex(data: bytes) -> str:
 
 
 class BlobStore:
-    """Content-addressed bytes under a root URL (`/var/blobs`, `s3://bucket/prefix`, …)."""
+    """Content-addressed bytes under a root URL (`/var/blobs`, `s3://bucket/prefix`, …).
+
+    Raises `BlobError` for a root it cannot have.
+    """
 
     def __init__(self, url: str) -> None:
-        self._filesystem, self._root = fsspec.core.url_to_fs(url)
+        try:
+            self._filesystem, self._root = fsspec.core.url_to_fs(url)
+        except (ImportError, ValueError) as error:
+            raise BlobError(
+                f"blob_url {url!r} is neither a folder nor a URL that fsspec opens: {error}"
+            ) from error
         self._is_local = isinstance(self._filesystem, LocalFileSystem)
 
     def path(self, name: str) -> str:
         """Where a blob lies in the filesystem. Raises `BlobError` if `name` is not a sha256."""
         if len(name) != 64 or not set(name) <= set("0123456789abcdef"):
-            raise BlobError(f"{name!r} is not a sha256 hex digest")
+            raise BlobError(f"{name[:64]!r} is not a sha256 hex digest")
         return f"{self._root}/{name[:2]}/{name}"
 
     def put(self, data: bytes) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from shared.errors import MedvrError
 from shared.geometry import Box, ImageSize
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class AnswerKind(StrEnum):
     FREE_TEXT = "free_text"
 
 
-class Problem(msgspec.Struct, frozen=True, kw_only=True):
+class Problem(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One question about one image."""
 
     problem_id: str
@@ -45,7 +46,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     modality: str = ""
 
 
-class ProblemSetError(ValueError):
+class ProblemSetError(MedvrError):
     """A folder that is not a readable problem set; the message names what is wrong with it."""
 
 

@@ -51,7 +51,15 @@ class StreamEntry(NamedTuple):
 
     entry_id: str
     group_id: str
+    """Empty for an entry that nobody of ours wrote."""
     payload: bytes
+
+
+def _text_or_nothing(value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return ""
 
 
 _APPEND = """
@@ -240,6 +248,17 @@ class RunStream:
         arguments = [group_id, reason, Fate.DEAD.value]
         return bool(self.client.eval(_GIVE_UP, len(keys), *keys, *arguments))
 
+    def bury_task(self, group_id: str, reason: str, task: bytes) -> None:
+        """Dead-letter what is no task, as it came.
+
+        With an empty group_id (nobody can tell whose it was) no group is fated.
+        """
+        letter: dict[str, bytes | str] = {"group_id": group_id, "reason": reason, "task": task}
+        with self.client.pipeline(transaction=True) as pipe:
+            pipe.xadd(self.dead_key, letter)  # pyright: ignore[reportArgumentType]
+            self._settle(pipe, group_id, Fate.DEAD, None)
+            pipe.execute()
+
     # -- the trainer --------------------------------------------------------------------------
 
     def read_pending(self) -> list[StreamEntry]:
@@ -259,7 +278,7 @@ class RunStream:
         for batch in streams:
             rows = batch[0] if batch and isinstance(batch[0], list) else batch
             for entry_id, fields in cast("Sequence[tuple[bytes, dict[bytes, bytes]]]", rows):
-                group_id = fields.get(b"group_id", b"").decode(errors="replace")
+                group_id = _text_or_nothing(fields.get(b"group_id", b""))
                 entries.append(StreamEntry(entry_id.decode(), group_id, fields.get(b"group", b"")))
         return entries
 
@@ -282,9 +301,12 @@ class RunStream:
                 self._settle(pipe, entry.group_id, fate, entry.entry_id)
             pipe.execute()
 
-    def _settle(self, pipe: Pipeline, group_id: str, fate: Fate, entry_id: str) -> None:
-        pipe.xack(self.groups_key, CONSUMER_GROUP, entry_id)
-        pipe.xdel(self.groups_key, entry_id)
+    def _settle(self, pipe: Pipeline, group_id: str, fate: Fate, entry_id: str | None) -> None:
+        if entry_id is not None:
+            pipe.xack(self.groups_key, CONSUMER_GROUP, entry_id)
+            pipe.xdel(self.groups_key, entry_id)
+        if not group_id:
+            return
         pipe.hsetnx(self.fates_key, group_id, fate.value)
         pipe.srem(self.appended_key, group_id)
         pipe.srem(self.outstanding_key, group_id)

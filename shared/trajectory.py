@@ -20,6 +20,9 @@ from shared.problem import AnswerKind
 
 SCHEMA_VERSION = 1
 
+MAX_GROUP_BYTES = 64 * 2**20
+"""Largest group that is decoded; one of 256 long trajectories has about half of it."""
+
 
 class StopReason(StrEnum):
     """Why a trajectory ended."""
@@ -207,7 +210,8 @@ class Trajectory(msgspec.Struct, frozen=True, kw_only=True):
 class TrajectoryGroup(msgspec.Struct, frozen=True, kw_only=True):
     """The scored attempts at one problem: the unit of training and of delivery."""
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: int
+    """Always written: a payload without one is of no version."""
     group_id: str
     """Deterministic: run, round and problem (`make_group_id`)."""
     run: str
@@ -264,9 +268,11 @@ def encode_group(group: TrajectoryGroup) -> bytes:
 
 def decode_group(payload: bytes) -> TrajectoryGroup:
     """A group off the stream, validated. Raises `PayloadError` naming what is wrong."""
+    if len(payload) > MAX_GROUP_BYTES:
+        raise PayloadError(f"{len(payload)} bytes; groups of at most {MAX_GROUP_BYTES} are read")
     try:
         group = _decoder.decode(payload)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise PayloadError(f"not a trajectory group: {error}") from error
     if group.schema_version != SCHEMA_VERSION:
         raise PayloadError(
@@ -288,6 +294,8 @@ def _check(group_id: str, trajectory: Trajectory) -> None:
         raise PayloadError(f"{where}: no turns")
     for turn in trajectory.turns:
         generation = turn.generation
+        if any(s.num_tokens < 0 or s.version < 0 for s in generation.version_spans):
+            raise PayloadError(f"{where}: version_spans hold a negative number")
         num_tokens = len(generation.token_ids)
         lengths = {
             "token_texts": len(generation.token_texts),

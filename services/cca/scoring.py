@@ -8,9 +8,10 @@ from string import ascii_uppercase
 from services.cca.consensus import Consensus, TooManyCells, find_consensus, tool_reward
 from services.cca.format import format_reward
 from services.cca.heatmap import draw_heatmap
-from services.cca.matching import accuracy, normal_form
+from services.cca.matching import accuracy, normal_form, words
 from services.cca.regions import area_px, run_lengths
 from shared.api.cca import (
+    ConsensusAttempt,
     ConsensusOutcome,
     ConsensusRegion,
     ConsensusRequest,
@@ -26,6 +27,8 @@ from shared.geometry import Box, ImageSize
 from shared.problem import AnswerKind
 
 MAX_SIDE_PX = 2**20
+MAX_RUNS = 2_000_000
+"""Most runs of a mask that are written out: a strip per column of a tall image makes billions."""
 
 
 def score(request: ScoreRequest, max_grid_cells: int) -> ScoreResponse:
@@ -36,7 +39,7 @@ def score(request: ScoreRequest, max_grid_cells: int) -> ScoreResponse:
         for attempt in request.attempts
     ]
     correct = [index for index, right in enumerate(accuracies) if right > 0]
-    image, boxes = read_boxes(request.image_size, [a.boxes for a in request.attempts])
+    image, boxes = read_boxes(request.image_size, request.attempts)
     consensus = _consensus(boxes, correct, max_grid_cells)
     rewards = [
         _reward(request, attempt, right, iou)
@@ -70,11 +73,12 @@ def _reward(request: ScoreRequest, attempt: ScoredAttempt, right: float, iou: fl
 
 def agree(request: ConsensusRequest, max_grid_cells: int) -> ConsensusResponse:
     """Modal answer, the region behind it, the trajectory to show. Raises `ApiProblem`."""
+    check_names(request)
     forms = [normal_form(a.answer, request.answer_kind, request.options) for a in request.attempts]
     votes = Counter(form for form in forms if form is not None)
     outcome, answer = _outcome(votes)
     agreeing = [index for index, form in enumerate(forms) if answer is not None and form == answer]
-    image, boxes = read_boxes(request.image_size, [a.boxes for a in request.attempts])
+    image, boxes = read_boxes(request.image_size, request.attempts)
     consensus = _consensus(boxes, agreeing, max_grid_cells)
     shown = max(agreeing, key=lambda index: consensus.ious[index], default=None)
     return ConsensusResponse(
@@ -101,6 +105,8 @@ def _outcome(votes: Counter[str]) -> tuple[ConsensusOutcome, str | None]:
 def check_gold(request: ScoreRequest) -> None:
     """A gold answer no answer could match is a mistake. Raises `ApiProblem` 422."""
     gold = request.gold_answer.strip()
+    if not words(gold):
+        raise _invalid("gold_answer: must hold a word or a number")
     if request.answer_kind is AnswerKind.YES_NO and gold.lower() not in ("yes", "no"):
         raise _invalid("gold_answer: must be 'yes' or 'no' for answer_kind 'yes_no'")
     if request.answer_kind is AnswerKind.CHOICE:
@@ -112,10 +118,19 @@ def check_gold(request: ScoreRequest) -> None:
             )
 
 
+def check_names(request: ConsensusRequest) -> None:
+    """The trajectory to show is told by its id, so no two may share it. Raises `ApiProblem` 422."""
+    names = Counter(attempt.trajectory_id for attempt in request.attempts)
+    name, count = names.most_common(1)[0]
+    if count > 1:
+        raise _invalid(f"attempts: trajectory_id {name[:64]!r} is given {count} times")
+
+
 def read_boxes(
-    size: WireImageSize, boxes: Sequence[Sequence[WireBox]]
+    size: WireImageSize, attempts: Sequence[ScoredAttempt | ConsensusAttempt]
 ) -> tuple[ImageSize, list[list[Box]]]:
     """Boxes as geometry knows them. Raises `ApiProblem` 422 for one not inside the image."""
+    boxes = [attempt.boxes for attempt in attempts]
     image = ImageSize(size.width_px, size.height_px)
     if max(image.width_px, image.height_px) > MAX_SIDE_PX:
         raise _invalid(f"image_size: sides of at most {MAX_SIDE_PX} px are accepted")
@@ -143,6 +158,12 @@ def _invalid(detail: str) -> ApiProblem:
 
 
 def _region(consensus: Consensus, image: ImageSize) -> ConsensusRegion:
+    num_runs = sum(box.height_px for box in consensus.region)
+    if num_runs > MAX_RUNS:
+        raise _invalid(
+            f"attempts: the mask of the consensus would have up to {num_runs} runs; at most "
+            f"{MAX_RUNS} are written out"
+        )
     return ConsensusRegion(
         num_agreeing=consensus.num_agreeing,
         rectangles=[WireBox(x1=b.x1, y1=b.y1, x2=b.x2, y2=b.y2) for b in consensus.region],

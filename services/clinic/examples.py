@@ -21,6 +21,7 @@ from shared.api.clinic import (
     ClinicDescription,
 )
 from shared.api.zoom import WireBox
+from shared.service.problems import PROBLEM_SCHEMA
 
 EXAMPLE_ID = "5f0c1f5a6c1b4c0f9a3d2b1e8f7a6c5d"
 _CROP = "9c56cc51b374c3ba189210d5b6d4bf57790d351c96c47c02190ecf1e430635ab"
@@ -146,17 +147,6 @@ EXAMPLE_DESCRIPTION = ClinicDescription(
     accepted_formats=["PNG", "JPEG", "WebP", "TIFF", "DICOM"],
 )
 
-_PROBLEM_SCHEMA = {
-    "type": "object",
-    "required": ["type", "title", "status", "detail"],
-    "properties": {
-        "type": {"type": "string"},
-        "title": {"type": "string"},
-        "status": {"type": "integer"},
-        "detail": {"type": "string"},
-    },
-}
-
 Responses = dict[int | str, dict[str, Any]]
 """FastAPI's `responses`: status → its documentation."""
 
@@ -169,7 +159,7 @@ def problems(**details: tuple[HTTPStatus, str, str]) -> Responses:
             status.value,
             {
                 "description": title,
-                "content": {"application/problem+json": {"schema": _PROBLEM_SCHEMA}},
+                "content": {"application/problem+json": {"schema": PROBLEM_SCHEMA}},
             },
         )
         value = {"type": "about:blank", "title": title, "status": status.value, "detail": detail}
@@ -177,24 +167,6 @@ def problems(**details: tuple[HTTPStatus, str, str]) -> Responses:
         content.setdefault("examples", {})[name] = {"value": value}
     return documented
 
-
-OTHER_PROBLEMS: Responses = {
-    "default": {
-        "description": "Anything else that went wrong.",
-        "content": {
-            "application/problem+json": {
-                "schema": _PROBLEM_SCHEMA,
-                "example": {
-                    "type": "about:blank",
-                    "title": "Internal error",
-                    "status": 500,
-                    "detail": "the error was logged under the request id",
-                },
-            }
-        },
-    }
-}
-"""Of every route; it also keeps FastAPI from documenting its own error format."""
 
 UNKNOWN_CASE = problems(
     unknown_case=(HTTPStatus.NOT_FOUND, "No such case", f"no case {EXAMPLE_ID}")

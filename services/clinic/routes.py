@@ -17,7 +17,6 @@ from services.clinic.examples import (
     EXAMPLE_EVIDENCE,
     EXAMPLE_ID,
     EXAMPLE_PAGE,
-    OTHER_PROBLEMS,
     SUBMISSION_PROBLEMS,
     UNKNOWN_CASE,
     json_example,
@@ -32,7 +31,7 @@ from shared.api.clinic import MAX_TRAJECTORIES, Case, CasePage, ClinicDescriptio
 from shared.blobs import BlobStore
 from shared.errors import ApiProblem, BlobError
 
-router = APIRouter(prefix="/v1", tags=["cases"], responses=OTHER_PROBLEMS)
+router = APIRouter(prefix="/v1", tags=["cases"])
 
 CaseId = Annotated[str, PathParameter(examples=[EXAMPLE_ID])]
 
@@ -59,6 +58,25 @@ def _state(request: Request) -> ClinicState:
 
 
 State = Annotated[ClinicState, Depends(_state)]
+
+_REPEATED = "choices"
+_FIELDS = ("image", "question", _REPEATED, "k", "seed")
+
+
+async def _only_known_fields(request: Request) -> None:
+    """A misspelt field would be missed in silence, and of two questions one. Raises `ApiProblem`.
+
+    FastAPI has parsed the form already, so this reads nothing.
+    """
+    names = [name for name, _ in (await request.form()).multi_items()]
+    unknown = sorted(set(names) - set(_FIELDS))
+    repeated = sorted({n for n in names if n != _REPEATED and names.count(n) > 1})
+    detail = f"accepted: {', '.join(_FIELDS)}; only {_REPEATED} may be repeated"
+    if unknown or repeated:
+        what = f"unknown field {unknown[0][:64]!r}" if unknown else f"{repeated[0]} is given twice"
+        raise ApiProblem(
+            HTTPStatus.UNPROCESSABLE_ENTITY, "Request does not validate", f"{what}; {detail}"
+        )
 
 
 def _case(state: ClinicState, case_id: str) -> Case:
@@ -93,6 +111,7 @@ _GONE = problems(
     "`status` says so, and it stays readable under its id. Research use only. Not a medical "
     "device.",
     responses={201: json_example("The whole case.", EXAMPLE_CASE), **SUBMISSION_PROBLEMS},
+    dependencies=[Depends(_only_known_fields)],
 )
 async def create_case(
     state: State,

@@ -4,9 +4,8 @@ import asyncio
 import sys
 
 from services.evaluation.settings import EvaluationSettings
-from shared.errors import MedvrError
-from shared.problem import ProblemSetError
 from shared.service.logs import configure_logs
+from shared.service.process import plain_errors
 
 
 async def _run(settings: EvaluationSettings) -> str:
@@ -31,10 +30,8 @@ def main(argv: list[str]) -> None:
     settings = EvaluationSettings.load(argv)
     configure_logs("evaluation", settings.log_level)
     try:
-        sys.stdout.write(asyncio.run(_run(settings)))
-    except (MedvrError, ProblemSetError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        raise SystemExit(1) from error
+        with plain_errors():
+            sys.stdout.write(asyncio.run(_run(settings)))
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; the same command continues\n")
         raise SystemExit(130) from None

@@ -58,6 +58,7 @@ async def evaluate(
     problems = read_problems(settings.problem_set)[: settings.limit]
     if not problems:
         raise EvaluationError(f"{settings.problem_set} has no problems to evaluate")
+    settings.out.mkdir(parents=True, exist_ok=True)  # what cannot be is said before anyone is asked
     description = await policy.describe()
     config = _config(settings, description, problems)
     folder = EvaluationFolder(settings.out)

@@ -2,10 +2,10 @@
 
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
-from shared.errors import MedvrError
-from shared.problem import ProblemSetError
 from shared.service.logs import configure_logs
+from shared.service.process import plain_errors
 
 _USAGE = """usage: medvr local up | demo | ship | status | down [options]
 
@@ -67,16 +67,10 @@ def _ship(argv: list[str]) -> int:
     return 0
 
 
-def _status(argv: list[str]) -> int:
-    from services.local.settings import StatusSettings
+def _status(argv: list[str]) -> NoReturn:
+    from services.local.status_main import main
 
-    settings = StatusSettings.load(argv)
-    from rich.console import Console
-
-    from services.local.state import StackFolder
-    from services.local.status import status
-
-    return 0 if status(StackFolder(settings.folder), Console()) else 3
+    main(argv)
 
 
 def _down(argv: list[str]) -> int:
@@ -106,12 +100,8 @@ def main(argv: list[str]) -> None:
     if argv[0] not in _COMMANDS:
         sys.stderr.write(f"error: no command {argv[0]!r}\n\n{_USAGE}")
         raise SystemExit(2)
-    try:
-        code = _COMMANDS[argv[0]](argv[1:])
-    except (MedvrError, ProblemSetError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        raise SystemExit(1) from error
-    raise SystemExit(code)
+    with plain_errors():
+        raise SystemExit(_COMMANDS[argv[0]](argv[1:]))
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from services.local.stack import Stack, initial_state, running_stack, sleep_unti
 from services.local.state import StackError, StackFolder
 from services.local.tables import rich_table
 from services.local.training import Training, read_outcome
+from shared.checkpoint import check_checkpoint
 from shared.problem import read_manifest
 from shared.weights import TRAIN_CHANNEL
 
@@ -65,8 +66,7 @@ class Demo:
         self._console = console
         self._plan = plan_of(settings)
         self._base = settings.model.resolve()
-        if not (self._base / "config.json").is_file():
-            raise StackError(f"{self._base} is no checkpoint: it has no config.json; see --model")
+        check_checkpoint(self._base)
         self._stack_folder = StackFolder(settings.folder)
         paths = StackPaths(self._stack_folder.root)
         self._lines = CommandLines(paths, StackPorts.find(settings.clinic_port))

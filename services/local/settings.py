@@ -76,7 +76,7 @@ class ShipSettings(_FolderSettings):
 class StatusSettings(_FolderSettings):
     """Show the running stack."""
 
-    model_config = _config("status")
+    model_config = _config("status") | {"cli_prog_name": "medvr status"}
 
 
 class DownSettings(_FolderSettings):

@@ -10,6 +10,7 @@ from services.local.processes import CommandLines, StackPaths, StackPorts
 from services.local.settings import TINY, UpSettings
 from services.local.stack import initial_state, running_stack, sleep_until_interrupted
 from services.local.state import StackError, StackFolder
+from shared.checkpoint import check_checkpoint
 from shared.weights import CLINIC_CHANNEL
 
 _MAX_NUM_SEQS = 32
@@ -29,8 +30,9 @@ def shipped_checkpoint() -> Path:
 
 
 def up(settings: UpSettings, console: Console) -> None:
-    """Start, print how to use it, serve until interrupted. Raises `StackError`."""
+    """Start, print how to use it, serve until interrupted. Raises `StackError`, `WeightsError`."""
     checkpoint = (settings.model or shipped_checkpoint()).resolve()
+    check_checkpoint(checkpoint)
     folder = StackFolder(settings.folder)
     lines = CommandLines(StackPaths(folder.root), StackPorts.find(settings.clinic_port))
     examples = folder.root / "problems" / "brain-test"

@@ -6,7 +6,8 @@ is sent again; a caller never sees that.
 
 import logging
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from services.policy.prompts import Prompt, PromptBuilder, refuse
 from services.policy.tokens import TextStream, Vocabulary
 from services.policy.vllm_adapter import (
     Engine,
+    EngineDead,
     EngineOutput,
     RejectedByEngine,
     measured_params,
@@ -35,6 +37,15 @@ class EngineFailed(ApiProblem):
 
     def __init__(self, detail: str) -> None:
         super().__init__(HTTPStatus.SERVICE_UNAVAILABLE, "Engine failed", detail)
+
+
+@contextmanager
+def engine_failures() -> Iterator[None]:
+    """An engine that has ended is a failure of the moment (503): another one starts."""
+    try:
+        yield
+    except EngineDead as error:
+        raise EngineFailed("the engine has ended; a new one starts") from error
 
 
 @dataclass(slots=True)
@@ -105,14 +116,15 @@ class Generator:
         turn, texts = _Turn(), TextStream(self._vocabulary)
         taken = False
         try:
-            async for output in self._outputs(request, prompt, key, request_id, stream):
-                taken = output.finish is not None
-                delta = await self._delta(key, turn, texts, output)
-                if stream and delta.token_ids:
-                    yield delta
-                if output.finish is not None:
-                    self._metrics.sampled_tokens.inc(len(turn.token_ids))
-                    yield _response(prompt, turn, output)
+            with engine_failures():
+                async for output in self._outputs(request, prompt, key, request_id, stream):
+                    taken = output.finish is not None
+                    delta = await self._delta(key, turn, texts, output)
+                    if stream and delta.token_ids:
+                        yield delta
+                    if output.finish is not None:
+                        self._metrics.sampled_tokens.inc(len(turn.token_ids))
+                        yield _response(prompt, turn, output)
         finally:
             if not taken and self._measures:
                 self._fetcher.discard(key)

@@ -15,6 +15,8 @@ from shared.blobs import BlobStore
 from shared.errors import ApiProblem, BlobError
 from shared.geometry import PATCH_FACTOR_PX, ImageSize, PixelLimits
 
+Image.MAX_IMAGE_PIXELS = None  # our own limit is checked right after the header was read
+
 _CACHE_BYTES = 256 * 2**20
 _REFUSED = "Image cannot be shown"
 

@@ -7,7 +7,7 @@ measures sampled ones, so the two kinds of entropy are the same number.
 import uuid
 
 from services.policy.fetch import EntropyFetcher
-from services.policy.generation import EngineFailed, check_context, render
+from services.policy.generation import EngineFailed, check_context, engine_failures, render
 from services.policy.metrics import PolicyMetrics
 from services.policy.prompts import PromptBuilder, check_token_ids, refuse
 from services.policy.tokens import TextStream, Vocabulary
@@ -47,9 +47,10 @@ class Scorer:
             params = forcing_params(key=key, token_ids=ids)
             spans: list[tuple[int, int]] = []
             taken: list[int] = []
-            async for output in self._engine.generate(rendered, params, request_id):
-                spans, taken = output.version_spans, output.token_ids
-            entropies, logprobs = await self._fetcher.fetch(key, 0, final=True)
+            with engine_failures():
+                async for output in self._engine.generate(rendered, params, request_id):
+                    spans, taken = output.version_spans, output.token_ids
+                entropies, logprobs = await self._fetcher.fetch(key, 0, final=True)
             if taken == ids and len(spans) == 1 and len(entropies) >= len(ids) <= len(logprobs):
                 self._metrics.scored_tokens.inc(len(ids))
                 num_tokens = len(ids)

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from shared.service.settings import ServiceSettings, settings_config
+from shared.service.settings import RedisUrl, ServiceSettings, settings_config
 
 Channel = Literal["none", "policy:train", "policy:clinic"]
 
@@ -15,8 +15,8 @@ class PolicySettings(ServiceSettings):
 
     model_config = settings_config("policy")
 
-    model: str = ""
-    """Checkpoint folder (or hub name) to serve first. Required."""
+    model: str = Field(min_length=1)
+    """Checkpoint folder (or hub name) to serve first."""
     served_model_name: str = "medvr-policy"
     """Name of the model on the OpenAI-compatible routes."""
     host: str = "127.0.0.1"
@@ -27,7 +27,7 @@ class PolicySettings(ServiceSettings):
     """Root of the blob store that image segments name: a folder or an fsspec URL."""
     channel: Channel = "none"
     """Weights channel to follow; `none` serves the first checkpoint for ever."""
-    redis_url: str = "redis://127.0.0.1:6379/0"
+    redis_url: RedisUrl = "redis://127.0.0.1:6379/0"
     """Where the channel key lives."""
     poll_interval_s: float = Field(default=0.5, gt=0)
     """Seconds between two looks at the channel key."""

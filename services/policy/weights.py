@@ -8,7 +8,6 @@ be sampled from mixed weights.
 """
 
 import asyncio
-import json
 import logging
 import time
 from collections import Counter
@@ -20,6 +19,7 @@ from redis.asyncio import Redis
 
 from services.policy.metrics import PolicyMetrics
 from services.policy.vllm_adapter import Engine
+from shared.checkpoint import read_tensors
 from shared.errors import WeightsError
 from shared.weights import (
     BASE_RUN,
@@ -66,10 +66,8 @@ def _tensor_shapes(folder: Path) -> Counter[tuple[int, ...]]:
     """
     shapes: Counter[tuple[int, ...]] = Counter()
     for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        for name, tensor in header.items():
-            if name not in ("__metadata__", "lm_head.weight"):
+        for name, tensor in read_tensors(path).items():
+            if name != "lm_head.weight":
                 shapes[tuple(tensor["shape"])] += 1
     return shapes
 

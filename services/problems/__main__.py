@@ -5,6 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from shared.service.settings import positive
+
 PHANTOM_SETS: dict[str, tuple[str, int]] = {
     "brain-train": ("brain", 0),
     "brain-test": ("brain", 1),
@@ -26,23 +28,23 @@ def build_parser() -> argparse.ArgumentParser:
     phantoms.add_argument("--out", type=Path, required=True, help="folder of the problem sets")
     phantoms.add_argument("--zoom", default="http://127.0.0.1:8120", help="URL of the zoom service")
     phantoms.add_argument("--sets", nargs="+", choices=PHANTOM_SETS, default=list(PHANTOM_SETS))
-    phantoms.add_argument("--train", type=int, default=2000, help="phantoms in a training set")
-    phantoms.add_argument("--test", type=int, default=200, help="phantoms in a test set")
+    phantoms.add_argument("--train", type=positive, default=2000, help="phantoms in a training set")
+    phantoms.add_argument("--test", type=positive, default=200, help="phantoms in a test set")
 
     scenes = commands.add_parser("scenes", help="render the scenes that pre-train the tiny policy")
     scenes.add_argument("--out", type=Path, required=True, help="parquet file")
-    scenes.add_argument("--scenes", type=int, default=6000, help="scenes to render")
-    scenes.add_argument("--probes", type=int, default=150, help="brain phantoms to measure on")
+    scenes.add_argument("--scenes", type=positive, default=6000, help="scenes to render")
+    scenes.add_argument("--probes", type=positive, default=150, help="brain phantoms to measure on")
     scenes.add_argument(
         "--found-share", type=float, default=0.35, help="share of imitated looks near the target"
     )
     scenes.add_argument("--seed", type=int, default=0)
-    scenes.add_argument("--processes", type=int, default=2)
+    scenes.add_argument("--processes", type=positive, default=2)
 
     sheet = commands.add_parser("contact-sheet", help="render a PNG of phantoms to look at")
     sheet.add_argument("--out", type=Path, required=True, help="PNG file")
     sheet.add_argument("--modality", choices=("brain", "retina", "ct"), default="brain")
-    sheet.add_argument("--number", type=int, default=12)
+    sheet.add_argument("--number", type=positive, default=12)
     sheet.add_argument("--seed", type=int, default=1)
     return parser
 
@@ -53,7 +55,6 @@ def _phantoms(args: argparse.Namespace) -> None:
     from services.problems.ingest import write_phantom_set
     from services.problems.phantoms import render_phantoms
     from shared.clients.zoom import ZoomClient
-    from shared.errors import ZoomError
 
     async def write_all() -> None:
         zoom = ZoomClient(args.zoom)
@@ -73,11 +74,7 @@ def _phantoms(args: argparse.Namespace) -> None:
         finally:
             await zoom.aclose()
 
-    try:
-        asyncio.run(write_all())
-    except ZoomError as error:
-        sys.stderr.write(f"error: {error}\n")
-        raise SystemExit(1) from error
+    asyncio.run(write_all())
 
 
 def _scenes(args: argparse.Namespace) -> None:
@@ -100,7 +97,9 @@ def _contact_sheet(args: argparse.Namespace) -> None:
     from services.problems.phantoms import render_phantoms
 
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(render_phantoms(args.modality, args.seed, args.number)).save(args.out)
+    contact_sheet(render_phantoms(args.modality, args.seed, args.number)).save(
+        args.out, format="PNG"
+    )
     sys.stdout.write(f"{args.out}\n")
 
 
@@ -108,7 +107,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse and run one command."""
     args = build_parser().parse_args(argv)
     commands = {"phantoms": _phantoms, "scenes": _scenes, "contact-sheet": _contact_sheet}
-    commands[args.command](args)
+    from shared.service.process import plain_errors
+
+    with plain_errors():
+        commands[args.command](args)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,10 @@ def main(argv: list[str]) -> None:
     """Settings, imports, run."""
     settings = RolloutSettings.load(argv)
     from services.rollout.process import run_worker
+    from shared.service.process import plain_errors
 
-    raise SystemExit(run_worker(settings))
+    with plain_errors():
+        raise SystemExit(run_worker(settings))
 
 
 if __name__ == "__main__":

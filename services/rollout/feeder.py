@@ -11,8 +11,6 @@ then it closes what an emptied Redis had made the trainer forget (`close`).
 
 import asyncio
 import logging
-import signal
-import sys
 import threading
 import uuid
 from collections import deque
@@ -24,8 +22,7 @@ from services.rollout.metrics import FeederMetrics
 from services.rollout.order import ProblemOrder
 from services.rollout.settings import FeederSettings
 from services.rollout.task import RolloutTask, create_celery, queue_key, send_task
-from shared.problem import ProblemSetError, read_problems
-from shared.service.logs import configure_logs
+from shared.problem import read_problems
 from shared.service.serve import probe_server
 from shared.stream import RunState, RunStream, connect_redis
 
@@ -163,25 +160,3 @@ def run_feeder(settings: FeederSettings, stop: threading.Event) -> None:
         if stream.state() is RunState.FINISHED and (num_forgotten := feeder.close()):
             logger.warning("%d fed groups had been forgotten and are surplus", num_forgotten)
         logger.info("feeder ends", extra={"cursor": stream.cursor()})
-
-
-def main(argv: list[str]) -> None:
-    """`medvr feeder`."""
-    settings = FeederSettings.load(argv)
-    configure_logs("feeder", settings.log_level)
-    stop = threading.Event()
-
-    def end(*_: object) -> None:
-        stop.set()
-
-    signal.signal(signal.SIGTERM, end)
-    signal.signal(signal.SIGINT, end)
-    try:
-        run_feeder(settings, stop)
-    except ProblemSetError as error:
-        sys.stderr.write(f"error: {error}\n")
-        raise SystemExit(2) from error
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

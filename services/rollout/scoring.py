@@ -11,7 +11,7 @@ from shared.api.cca import RewardSettings, ScoredAttempt, ScoreRequest, ScoreRes
 from shared.api.zoom import WireBox, WireImageSize
 from shared.geometry import Box
 from shared.problem import Problem
-from shared.trajectory import RewardBreakdown, Trajectory, TrajectoryGroup
+from shared.trajectory import SCHEMA_VERSION, RewardBreakdown, Trajectory, TrajectoryGroup
 
 
 def score_request(
@@ -54,6 +54,7 @@ def scored_group(
     """The group as it goes on the stream; `scores` are in the order of the trajectories."""
     assert opened.prompt is not None
     return TrajectoryGroup(
+        schema_version=SCHEMA_VERSION,
         group_id=task.group_id,
         run=task.run,
         problem_id=task.problem.problem_id,

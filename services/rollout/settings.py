@@ -8,7 +8,7 @@ from pydantic import Field
 from services.rollout.branching import BranchingArm, BranchingSettings
 from shared.api.cca import RewardSettings, ToolRewardArm
 from shared.clients.replicas import ServiceUrls
-from shared.service.settings import ServiceSettings, settings_config
+from shared.service.settings import RedisUrl, ServiceSettings, settings_config
 
 RUN_PATTERN = r"^[A-Za-z0-9._-]{1,64}$"
 
@@ -20,7 +20,7 @@ class RolloutSettings(ServiceSettings):
 
     run: str = Field(default="default", pattern=RUN_PATTERN)
     """Name of the training run; its queue and its stream carry it."""
-    redis_url: str = "redis://127.0.0.1:6379/0"
+    redis_url: RedisUrl = "redis://127.0.0.1:6379/0"
     """Celery broker and the run's stream."""
     policy_url: ServiceUrls = "http://127.0.0.1:8100"
     """Base URLs of the policy's replicas, separated by commas; `dns+http://name:port` names all."""
@@ -98,7 +98,7 @@ class FeederSettings(ServiceSettings):
 
     run: str = Field(default="default", pattern=RUN_PATTERN)
     """Name of the training run."""
-    redis_url: str = "redis://127.0.0.1:6379/0"
+    redis_url: RedisUrl = "redis://127.0.0.1:6379/0"
     """Celery broker and the run's state."""
     problem_set: Path = Path(".medvr/problems")
     """Folder of the problem set."""

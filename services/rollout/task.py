@@ -31,6 +31,9 @@ class RolloutTask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     problem: Problem
 
 
+MAX_TASK_BYTES = 2**20
+"""Largest payload that is decoded: a question with its choices has kilobytes."""
+
 _decoder = msgspec.json.Decoder(RolloutTask)
 
 
@@ -43,9 +46,11 @@ def decode_task(payload: object) -> RolloutTask:
     """A payload off the queue, validated. Raises `PayloadError` naming what is wrong."""
     if not isinstance(payload, str):
         raise PayloadError(f"a rollout payload is a JSON string, not {type(payload).__name__}")
+    if len(payload) > MAX_TASK_BYTES:
+        raise PayloadError(f"{len(payload)} characters; at most {MAX_TASK_BYTES} are read")
     try:
         task = _decoder.decode(payload)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
         raise PayloadError(f"not a rollout payload: {error}") from error
     problem = task.problem
     if task.group_id != make_group_id(task.run, task.round, problem.problem_id):

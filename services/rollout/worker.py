@@ -1,11 +1,11 @@
 """The Celery worker: one task is one group; what becomes of a delivery is decided here.
 
 A delivery ends in exactly one way: its group is *appended* to the stream, found to be a
-*duplicate* there, no longer *unwanted* work, *buried* with its reason, *rejected* because nobody
-can tell what it was, or *requeued* because the worker is stopping. Acknowledged is what is over;
-a worker that dies leaves its deliveries unacknowledged and no longer renews them (`renewal`), and
-they are delivered again after the visibility timeout. One that keeps taking its worker down is
-buried after `max_deliveries`.
+*duplicate* there, no longer *unwanted* work, *buried* with its reason, *rejected* because it is no
+task (dead-lettered as it came), or *requeued* because the worker is stopping. Acknowledged is what
+is over; a worker that dies leaves its deliveries unacknowledged and no longer renews them
+(`renewal`), and they are delivered again after the visibility timeout. One that keeps taking its
+worker down is buried after `max_deliveries`.
 
 Tasks run in threads that only wait: the work is done in one asyncio loop, in a thread of its own,
 whose keep-alive connections all groups share. So a process is cheap however many groups it runs.
@@ -23,6 +23,7 @@ from celery import Celery, Task, signals
 from celery.exceptions import Reject
 
 from services.rollout.attempt import RolloutFailed, Services, make_group_with_retries
+from services.rollout.consumer import guarded_consumer
 from services.rollout.metrics import RolloutMetrics
 from services.rollout.renewal import Renewal
 from services.rollout.settings import RolloutSettings
@@ -105,23 +106,28 @@ class Deliveries:
         self._metrics = metrics
         self._counts_key = f"medvr:run:{settings.run}:deliveries"
 
-    def handle(self, payload: object) -> None:
-        """Bring one delivery to its end; raises only `Reject` (to be delivered again)."""
+    def handle(self, payload: object, task_id: str = "") -> None:
+        """Bring one delivery to its end; raises only `Reject` (to be delivered again).
+
+        `task_id` is Celery's: the feeder gives a task the id of its group.
+        """
         try:
-            outcome = self._outcome(payload)
+            outcome = self._outcome(payload, task_id)
         except (CancelledError, redis.RedisError) as error:
             self._metrics.groups.labels("requeued").inc()
             logger.info("a group goes back to the queue: %s", type(error).__name__)
             raise Reject(type(error).__name__, requeue=True) from error
         self._metrics.groups.labels(outcome).inc()
 
-    def _outcome(self, payload: object) -> str:
+    def _outcome(self, payload: object, task_id: str) -> str:
         try:
             task = decode_task(payload)
             if task.run != self._settings.run:
                 raise PayloadError(f"run {task.run!r}, this worker serves {self._settings.run!r}")
         except PayloadError as error:
             logger.error("a task was rejected: %s", error)
+            raw = payload if isinstance(payload, str) else repr(payload)
+            self._bury_as_it_came(raw.encode(errors="backslashreplace"), task_id, str(error))
             return "rejected"
         if not self._stream.is_wanted(task.group_id):
             return self._over(task, "unwanted")
@@ -142,6 +148,16 @@ class Deliveries:
         self._metrics.count_group(group)
         is_new = self._stream.append(task.group_id, encode_group(group))
         return self._over(task, "appended" if is_new else "duplicate")
+
+    def set_aside(self, raw: bytes, task_id: str, reason: str) -> None:
+        """What Celery could make no task of."""
+        self._bury_as_it_came(raw, task_id, reason)
+        self._metrics.groups.labels("rejected").inc()
+
+    def _bury_as_it_came(self, raw: bytes, task_id: str, reason: str) -> None:
+        """Dead-letter what is no task; if its id says which group waits for it, that is dead."""
+        is_ours = task_id.startswith(f"{self._settings.run}:") and self._stream.is_wanted(task_id)
+        self._stream.bury_task(task_id if is_ours else "", reason, raw)
 
     def _bury(self, task: RolloutTask, reason: str) -> str:
         logger.error("given up: %s", reason, extra={"group_id": task.group_id})
@@ -167,11 +183,12 @@ def work(
 ) -> int:
     """Take tasks until SIGTERM or SIGINT; running groups then go back to the queue at once."""
 
-    def handle(task: Task, payload: object) -> None:
+    def roll_out(task: Task, *args: object, **kwargs: object) -> None:
+        payload = args[0] if len(args) == 1 and not kwargs else (args, kwargs)
         with renewal.held(task.request.properties["delivery_tag"]):
-            deliveries.handle(payload)
+            deliveries.handle(payload, str(task.request.id or ""))
 
-    app.task(handle, name=TASK_NAME, bind=True)
+    app.task(roll_out, name=TASK_NAME, bind=True)
 
     def on_shutdown(**_: object) -> None:
         loop.interrupt()
@@ -183,6 +200,7 @@ def work(
     signals.setup_logging.connect(keep_logs, weak=False)
     worker = app.Worker(
         pool_cls="threads",
+        consumer_cls=guarded_consumer(deliveries.set_aside),
         concurrency=settings.concurrency,
         loglevel=settings.log_level,
         without_gossip=True,

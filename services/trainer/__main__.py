@@ -9,7 +9,7 @@ from types import FrameType
 from services.trainer.settings import TrainerSettings
 from shared.errors import MedvrError
 from shared.service.logs import configure_logs
-from shared.stream import check_flow
+from shared.service.settings import refuse
 
 logger = logging.getLogger(__name__)
 
@@ -17,7 +17,19 @@ logger = logging.getLogger(__name__)
 def main(argv: list[str]) -> None:
     """Train until `max_steps` or a signal; exits with 1 and a logged reason if it cannot."""
     settings = TrainerSettings.load(argv)
+    check(settings)
     configure_logs("trainer", settings.log_level)
+    try:
+        run_trainer(settings)
+    except (MedvrError, ValueError) as error:
+        logger.error("the trainer ends: %s", error)
+        raise SystemExit(1) from error
+
+
+def check(settings: TrainerSettings) -> None:
+    """Settings against each other; exits with 2 and a plain message if they cannot be."""
+    from shared.stream import check_flow
+
     try:
         check_flow(
             groups_per_step=settings.groups_per_step,
@@ -26,10 +38,8 @@ def main(argv: list[str]) -> None:
             max_off_policy_steps=settings.max_off_policy_steps,
             max_outstanding=settings.max_outstanding,
         )
-        run_trainer(settings)
-    except (MedvrError, ValueError) as error:
-        logger.error("the trainer ends: %s", error)
-        raise SystemExit(1) from error
+    except ValueError as error:
+        refuse(str(error))
 
 
 def run_trainer(settings: TrainerSettings) -> None:

@@ -3,7 +3,8 @@
 `fates` holds every fate the trainer knows, in memory; `unsettled` the entries on the stream whose
 group is collected or trained but not yet in a durable checkpoint. An entry leaves the stream only
 
-- at once, if its group has a durable fate already, is stale, has no signal or does not validate;
+- at once, if its group has a durable fate already, is stale, has no signal or does not validate
+  (a letter keeps what does not; an entry without a group_id is nobody's and changes no fate);
 - after the checkpoint that holds it, if it was trained (`settle_trained`).
 
 Redis may be emptied at any time: the next read finds no consumer group, the run is opened again
@@ -111,6 +112,8 @@ class Delivery:
                 return entry
 
     def _is_known(self, entry: StreamEntry) -> bool:
+        if not entry.group_id:
+            return False
         unsettled = self._unsettled.get(entry.group_id)
         if unsettled is not None:
             unsettled.append(entry)
@@ -156,7 +159,8 @@ class Delivery:
 
     def bury(self, entry: StreamEntry, reason: str) -> None:
         """Dead-letter an entry that cannot be trained."""
-        self._fates[entry.group_id] = Fate.DEAD
+        if entry.group_id:
+            self._fates[entry.group_id] = Fate.DEAD
         logger.warning("a group is dead: %s", reason)
         self._patiently(lambda: self._stream.bury(entry, reason))
 

@@ -25,6 +25,8 @@ declare_missing_operators()
 
 from transformers import AutoImageProcessor  # noqa: E402 - the operators must be declared first
 
+_UNREADABLE = (UnidentifiedImageError, Image.DecompressionBombError)
+
 
 class ImageSource:
     """Blobs in, patches out; holds the images of the groups that wait for their step."""
@@ -63,5 +65,5 @@ class ImageSource:
                         f"its span says {size[0]}x{size[1]}"
                     )
                 return np.asarray(image.convert("RGB")).transpose(2, 0, 1).copy()
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        except (*_UNREADABLE, OSError, SyntaxError) as error:
             raise BlobError(f"image {span.image} cannot be decoded: {error}") from error

@@ -113,7 +113,8 @@ class Intake:
                 self._images.hold(span for s in training_group.samples for span in s.images)
         except (PayloadError, BlobError) as error:
             self._delivery.bury(entry, str(error))
-            self._recorder.count_fate(Fate.DEAD)
+            if entry.group_id:
+                self._recorder.count_fate(Fate.DEAD)
             return
         batch.consumed.append(group)
         if not training_group.has_signal:
@@ -123,6 +124,8 @@ class Intake:
         batch.groups.append(training_group)
 
     def _decode(self, entry: StreamEntry) -> TrajectoryGroup:
+        if not entry.group_id:
+            raise PayloadError(f"entry {entry.entry_id} names no group_id")
         group = decode_group(entry.payload)
         if group.group_id != entry.group_id:
             raise PayloadError(f"entry {entry.group_id} carries group {group.group_id}")

@@ -26,21 +26,24 @@ from transformers import (  # noqa: E402 - the operators must be declared first
 from services.trainer.batch import MicroBatch  # noqa: E402
 from services.trainer.sample import ModelLimits  # noqa: E402
 from shared.agent.prompt import VISION_PLACEHOLDERS  # noqa: E402
+from shared.checkpoint import MODEL_TYPES, check_checkpoint, is_hub_name  # noqa: E402
 from shared.errors import WeightsError  # noqa: E402
 
-MODEL_TYPES = ("qwen2_5_vl", "qwen2_vl")
 """Architectures with the mRoPE positions and the vision tower this file speaks to."""
 
 
 def resolve_checkpoint(model: str) -> Path:
-    """The folder of a checkpoint, fetched from the hub if `model` is a hub name."""
-    if Path(model).is_dir():
-        return Path(model)
-    if model.startswith((".", "/")) or model.count("/") != 1:
-        raise WeightsError(f"{model} is neither a folder nor a hub name (owner/model)")
-    from huggingface_hub import snapshot_download
+    """The folder of a checkpoint, fetched from the hub if `model` is a hub name.
 
-    return Path(snapshot_download(model))
+    Raises `WeightsError` if it is none.
+    """
+    folder = Path(model)
+    if is_hub_name(model):
+        from huggingface_hub import snapshot_download
+
+        folder = Path(snapshot_download(model))
+    check_checkpoint(folder)
+    return folder
 
 
 def read_limits(checkpoint: Path, model: PreTrainedModel) -> ModelLimits:

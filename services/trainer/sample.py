@@ -112,6 +112,8 @@ def _check_sampled(generation: Generation, limits: ModelLimits, where: str) -> N
         raise PayloadError(f"{where}: sampled forbidden vision tokens {sorted(forbidden)}")
     if not all(math.isfinite(logprob) for logprob in generation.sampled_logprobs):
         raise PayloadError(f"{where}: a sampled logprob is not finite")
+    if not all(math.isfinite(entropy) for entropy in generation.entropies_nats):
+        raise PayloadError(f"{where}: an entropy is not finite")
 
 
 def _check_shown(span: Span, limits: ModelLimits, where: str) -> None:

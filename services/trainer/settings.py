@@ -5,7 +5,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from shared.service.settings import ServiceSettings, settings_config
+from shared.service.settings import RedisUrl, ServiceSettings, settings_config
 from shared.weights import TRAIN_CHANNEL
 
 
@@ -27,7 +27,7 @@ class TrainerSettings(ServiceSettings):
     """Channel key that is pointed at each published version."""
     blob_url: str = ".medvr/blobs"
     """Root of the blob store with the shown images: a folder or an fsspec URL."""
-    redis_url: str = "redis://127.0.0.1:6379/0"
+    redis_url: RedisUrl = "redis://127.0.0.1:6379/0"
     """Where the run's stream of groups lives."""
     max_steps: int = Field(default=100, ge=1)
     """Optimizer batches until the run is finished."""

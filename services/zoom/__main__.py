@@ -12,10 +12,12 @@ def main(argv: Sequence[str]) -> None:
 
     from services.zoom.app import create_app
     from shared.service.logs import configure_logs
+    from shared.service.process import plain_errors
     from shared.service.serve import serve
 
     configure_logs("zoom", settings.log_level)
-    serve(create_app(settings), settings.host, settings.port)
+    with plain_errors():
+        serve(create_app(settings), settings.host, settings.port)
 
 
 if __name__ == "__main__":

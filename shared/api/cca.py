@@ -8,6 +8,9 @@ from shared.api.base import WireModel
 from shared.api.zoom import WireBox, WireImageSize
 from shared.problem import AnswerKind
 
+MAX_OPTIONS = 26
+"""Options are lettered A to Z."""
+
 
 class ToolRewardArm(StrEnum):
     """How R_tool is given (METHOD.md, CCA, Arms)."""
@@ -47,7 +50,7 @@ class ScoreRequest(WireModel):
 
     gold_answer: str = Field(min_length=1)
     answer_kind: AnswerKind
-    options: list[str] = []
+    options: list[str] = Field(default=[], max_length=MAX_OPTIONS)
     image_size: WireImageSize
     attempts: list[ScoredAttempt] = Field(min_length=1, max_length=1024)
     settings: RewardSettings = RewardSettings()
@@ -107,7 +110,7 @@ class ConsensusRequest(WireModel):
     """`POST /v1/consensus` (METHOD.md, At inference)."""
 
     answer_kind: AnswerKind
-    options: list[str] = []
+    options: list[str] = Field(default=[], max_length=MAX_OPTIONS)
     image_size: WireImageSize
     attempts: list[ConsensusAttempt] = Field(min_length=1, max_length=256)
     heatmap: bool = False

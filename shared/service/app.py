@@ -5,25 +5,19 @@ Every service builds its app with `create_service_app`, so `/health` (alive), `/
 global: each app has a metrics registry of its own, so tests may build as many as they like.
 """
 
-import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
+from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram
 from prometheus_client.exposition import generate_latest
-from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from shared.errors import ApiProblem, BoundaryError
 from shared.service.logs import REQUEST_ID_HEADER, new_request_id, request_id
-
-logger = logging.getLogger(__name__)
+from shared.service.problems import OTHER_PROBLEMS, add_problem_handlers
 
 ReadyCheck = Callable[[], Awaitable[None]]
 """Returns when the dependency answers, raises when it does not."""
@@ -72,60 +66,33 @@ class RequestContext:
         try:
             await self._app(scope, receive, send_with_id)
         finally:
-            route = getattr(scope.get("route"), "path", "unmatched")
+            path = getattr(scope.get("route"), "path", None)
+            route = "unmatched" if path is None else f"{scope.get('root_path', '')}{path}"
             self._requests.labels(route, str(status)).inc()
             self._seconds.labels(route).observe(time.perf_counter() - started)
             request_id.reset(token)
 
 
-def problem_response(status: int, title: str, detail: str) -> JSONResponse:
-    """An RFC 9457 problem document."""
-    return JSONResponse(
-        {"type": "about:blank", "title": title, "status": status, "detail": detail},
-        status_code=status,
-        media_type="application/problem+json",
-    )
-
-
-def describe_validation(error: RequestValidationError) -> str:
-    """`body.limits.min_pixels: Input should be …; …`: what was wrong, never the input itself."""
-    return "; ".join(
-        f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in error.errors()[:8]
-    )
-
-
-def add_problem_handlers(app: FastAPI) -> None:
-    """Every error leaves the service as a problem document."""
-
-    async def on_problem(_: Request, error: Exception) -> Response:
-        assert isinstance(error, ApiProblem)
-        return problem_response(error.status, error.title, error.detail)
-
-    async def on_validation(_: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        return problem_response(422, "Request does not validate", describe_validation(error))
-
-    async def on_http(_: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
-        title = HTTPStatus(error.status_code).phrase
-        response = problem_response(error.status_code, title, str(error.detail))
-        response.headers.update(error.headers or {})
-        return response
-
-    async def on_boundary(_: Request, error: Exception) -> Response:
-        assert isinstance(error, BoundaryError)
-        logger.warning("a dependency failed: %s", error)
-        return problem_response(503, "A dependency failed", str(error))
-
-    async def on_bug(request: Request, error: Exception) -> Response:
-        logger.exception("unhandled error on %s", request.url.path, exc_info=error)
-        return problem_response(500, "Internal error", "the error was logged under the request id")
-
-    app.add_exception_handler(ApiProblem, on_problem)
-    app.add_exception_handler(RequestValidationError, on_validation)
-    app.add_exception_handler(HTTPException, on_http)
-    app.add_exception_handler(BoundaryError, on_boundary)
-    app.add_exception_handler(Exception, on_bug)
+_NOT_READY: dict[int | str, dict[str, Any]] = {
+    503: {
+        "description": "Not ready; `failures` says what does not answer.",
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["status", "failures"],
+                    "properties": {
+                        "status": {"type": "string", "const": "not ready"},
+                        "failures": {
+                            "type": "object",
+                            "additionalProperties": {"type": "string"},
+                        },
+                    },
+                }
+            }
+        },
+    }
+}
 
 
 def add_probes(
@@ -137,7 +104,7 @@ def add_probes(
     async def health() -> dict[str, str]:  # pyright: ignore[reportUnusedFunction]
         return {"status": "alive"}
 
-    @app.get("/ready", tags=["probes"], summary="The dependencies answer")
+    @app.get("/ready", tags=["probes"], summary="The dependencies answer", responses=_NOT_READY)
     async def ready() -> Response:  # pyright: ignore[reportUnusedFunction]
         failures: dict[str, str] = {}
         for name, check in ready_checks.items():
@@ -181,6 +148,7 @@ def create_service_app(
         lifespan=lifespan or nothing,
         docs_url="/docs" if interactive_docs else None,
         redoc_url="/redoc" if interactive_docs else None,
+        responses=OTHER_PROBLEMS,
     )
     app.state.registry = registry
     app.add_middleware(RequestContext, registry=registry, service=service)

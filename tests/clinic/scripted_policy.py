@@ -24,7 +24,7 @@ from shared.api.policy import (
     WireVersionSpan,
 )
 from shared.blobs import BlobStore
-from shared.service.app import problem_response
+from shared.service.problems import problem_response
 
 VIEW = WirePixelLimits(min_pixels=168 * 168, max_pixels=168 * 168)
 CROP = WirePixelLimits(min_pixels=84 * 84, max_pixels=168 * 168)

@@ -170,7 +170,6 @@ def test_what_a_process_logs_holds_no_word_of_a_case(
     [
         (["--default-k", "17"], "less than or equal to 16"),
         (["--nonsense", "1"], "nonsense"),
-        (["--database", "/proc/nowhere/clinic.sqlite"], "/proc/nowhere"),
     ],
 )
 def test_a_wrong_setting_stops_the_process_with_a_sentence(flags: list[str], said: str):

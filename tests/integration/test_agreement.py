@@ -29,7 +29,7 @@ from shared.clients.zoom import ZoomClient
 from shared.geometry import PixelLimits
 from shared.problem import AnswerKind
 from shared.render import encode_png, show_region
-from shared.trajectory import Trajectory, TrajectoryGroup
+from shared.trajectory import SCHEMA_VERSION, Trajectory, TrajectoryGroup
 from tests.fixtures_policy import RunningPolicy, run_policy_server
 
 BASE = Path(__file__).parents[2] / "services/trainer/tiny/base"
@@ -90,6 +90,7 @@ async def attempted(
 def group_of(opened: OpenedProblem, trajectories: list[Trajectory]) -> TrajectoryGroup:
     assert opened.prompt is not None
     return TrajectoryGroup(
+        schema_version=SCHEMA_VERSION,
         group_id="g",
         run="r",
         problem_id="p",

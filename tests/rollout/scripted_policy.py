@@ -32,7 +32,7 @@ from shared.api.policy import (
     WireVersionSpan,
 )
 from shared.blobs import BlobStore
-from shared.service.app import problem_response
+from shared.service.problems import problem_response
 
 _PIECE = re.compile(r"<\|[a-z_]+\|>|</?[a-z_]+>|\d|[A-Za-z_]+|.", re.DOTALL)
 _BOX_BEGUN = '"bbox_2d": ['

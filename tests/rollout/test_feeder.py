@@ -206,9 +206,3 @@ def test_the_process_stops_cleanly_when_told(company: Company) -> None:
     feeder = company.start("feeder")
     until(lambda: company.stream.outstanding() > 0)
     assert feeder.stop(signal.SIGTERM) == 0
-
-
-def test_a_folder_that_is_no_problem_set_is_named(company: Company) -> None:
-    feeder = company.start("feeder", problem_set="/nowhere/set")
-    assert feeder.popen.wait(timeout=120) == 2
-    assert "/nowhere/set is not a problem set" in company.log.read_text()

@@ -26,6 +26,7 @@ from shared.blobs import BlobStore  # noqa: E402
 from shared.geometry import Box, ImageSize  # noqa: E402
 from shared.problem import AnswerKind  # noqa: E402
 from shared.trajectory import (  # noqa: E402
+    SCHEMA_VERSION,
     ForkDecision,
     ForkOrigin,
     FormatFacts,
@@ -180,6 +181,7 @@ class GroupBuilder:
         """A scored group with one trajectory per entry of `totals`."""
         view = self.picture(seed)
         return TrajectoryGroup(
+            schema_version=SCHEMA_VERSION,
             group_id=make_group_id(self.run, round_index, f"p{seed}"),
             run=self.run,
             problem_id=f"p{seed}",

@@ -42,6 +42,20 @@ def run_settings(
     return TrainerSettings.model_validate(chosen)
 
 
+def flags(settings: TrainerSettings) -> list[str]:
+    """The settings as a command line."""
+    names = (
+        "model", "run", "run_root", "weights_root", "blob_url", "redis_url", "groups_per_step",
+        "max_outstanding", "max_off_policy_steps", "micro_batch", "max_steps", "lr", "kl_beta",
+        "threads", "probe_port",
+    )  # fmt: skip
+    return [
+        text
+        for name in names
+        for text in (f"--{name.replace('_', '-')}", str(getattr(settings, name)))
+    ]
+
+
 def feed(stream: RunStream, *groups: TrajectoryGroup) -> None:
     """What feeder and rollout workers do: mark as fed, append once scored."""
     for group in groups:

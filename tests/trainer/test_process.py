@@ -17,26 +17,12 @@ from services.trainer.checkpoint import CheckpointStore
 from services.trainer.settings import TrainerSettings
 from shared.stream import Fate, RunState, RunStream
 from tests.trainer.groups import GroupBuilder
-from tests.trainer.runs import feed, open_stream, run_settings, steps_of, train
+from tests.trainer.runs import feed, flags, open_stream, run_settings, steps_of, train
 
 ROOT = Path(__file__).resolve().parents[2]
 
 NUM_GROUPS = 7
 """Three steps of two, and one left over."""
-
-
-def flags(settings: TrainerSettings) -> list[str]:
-    """The settings as a command line."""
-    names = (
-        "model", "run", "run_root", "weights_root", "blob_url", "redis_url", "groups_per_step",
-        "max_outstanding", "max_off_policy_steps", "micro_batch", "max_steps", "lr", "kl_beta",
-        "threads", "probe_port",
-    )  # fmt: skip
-    return [
-        text
-        for name in names
-        for text in (f"--{name.replace('_', '-')}", str(getattr(settings, name)))
-    ]
 
 
 def run_process(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -204,5 +190,5 @@ def test_flow_settings_that_contradict_each_other_end_the_process() -> None:
     process = run_process(
         "services", "trainer", "--model", "x", "--run", "r", "--max-outstanding", "500"
     )
-    assert process.returncode == 1
-    assert "max_outstanding is 500, but must lie between 8" in process.stderr
+    assert process.returncode == 2
+    assert "error: max_outstanding is 500, but must lie between 8" in process.stderr

@@ -10,6 +10,7 @@ from shared.errors import PayloadError
 from shared.geometry import Box, ImageSize
 from shared.problem import AnswerKind
 from shared.trajectory import (
+    SCHEMA_VERSION,
     ForkOrigin,
     FormatFacts,
     Generation,
@@ -72,6 +73,7 @@ ANSWERED = attempt("answered", 0.0, [Turn(generation=sampled(5, 12))])
 
 def group(*trajectories: Trajectory, view: ImageSpan = VIEW) -> TrajectoryGroup:
     return TrajectoryGroup(
+        schema_version=SCHEMA_VERSION,
         group_id="r:0:p",
         run="r",
         problem_id="p",

@@ -1,10 +1,8 @@
 """DICOM: the default window, every photometric interpretation, and files that mean harm."""
 
 import io
-import struct
 import time
 import warnings
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,51 +10,20 @@ from typing import Any
 import numpy as np
 import pydicom
 import pytest
-from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.dataset import Dataset
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
-    ExplicitVRLittleEndian,
     RLELossless,
-    SecondaryCaptureImageStorage,
 )
 
 from services.zoom.formats import detect_format
 from services.zoom.sandbox import Sandbox
 from shared.errors import ApiProblem
+from tests.zoom.files import RAMP, dataset_of, deflate_bomb, file_of, off_the_list, rle_bomb
 
 Pixels = Callable[[bytes], np.ndarray]
 
 SHIPPED = Path(pydicom.__file__).parent / "data" / "test_files"
-RAMP = np.arange(0, 100, dtype=np.uint16).reshape(10, 10)
-
-
-def dataset_of(stored: np.ndarray, photometric: str = "MONOCHROME2", **elements: Any) -> Dataset:
-    """A minimal image dataset holding these stored values."""
-    meta = FileMetaDataset()
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
-    meta.MediaStorageSOPInstanceUID = "1.2.3"
-    dataset = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
-    dataset.PatientName = "Doe^Jane"
-    dataset.Rows, dataset.Columns = stored.shape[:2]
-    dataset.SamplesPerPixel = 3 if stored.ndim == 3 else 1
-    if stored.ndim == 3:
-        dataset.PlanarConfiguration = 0
-    dataset.PhotometricInterpretation = photometric
-    dataset.BitsAllocated = dataset.BitsStored = stored.dtype.itemsize * 8
-    dataset.HighBit = dataset.BitsStored - 1
-    dataset.PixelRepresentation = int(stored.dtype.kind == "i")
-    dataset.PixelData = stored.tobytes()
-    dataset["PixelData"].VR = "OW" if stored.dtype.itemsize > 1 else "OB"
-    for keyword, value in elements.items():
-        setattr(dataset, keyword, value)
-    return dataset
-
-
-def file_of(dataset: Dataset) -> bytes:
-    buffer = io.BytesIO()
-    dataset.save_as(buffer, enforce_file_format=True)
-    return buffer.getvalue()
 
 
 def levels_of(sandbox: Sandbox, dataset: Dataset, pixels: Pixels) -> np.ndarray:
@@ -192,11 +159,8 @@ def test_frames_are_counted_in_the_refusal(sandbox: Sandbox) -> None:
 def test_a_small_rle_file_that_asks_for_gigabytes_is_refused_by_its_header(
     sandbox: Sandbox,
 ) -> None:
-    packed = dataset_of(RAMP)
-    packed.compress(RLELossless)
-    packed.Rows = packed.Columns = 46340
     started = time.monotonic()
-    problem = refusal(sandbox, file_of(packed))
+    problem = refusal(sandbox, rle_bomb())
     assert (problem.status, "46340x46340" in problem.detail) == (413, True)
     assert time.monotonic() - started < 20
 
@@ -204,22 +168,14 @@ def test_a_small_rle_file_that_asks_for_gigabytes_is_refused_by_its_header(
 def test_a_small_deflated_file_that_inflates_a_thousandfold_is_refused(
     sandbox: Sandbox,
 ) -> None:
-    dataset = dataset_of(RAMP)
-    dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
-    data = file_of(dataset)
-    (group_length,) = struct.unpack_from("<I", data, 140)  # preamble, DICM, then its element
-    body_at = 144 + group_length
-    squeezer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
-    bomb = data[:body_at] + squeezer.compress(bytes(2**26)) + squeezer.flush()
+    bomb = deflate_bomb()
     assert len(bomb) < 2**20
     problem = refusal(sandbox, bomb)
     assert (problem.status, "inflates to over" in problem.detail) == (413, True)
 
 
 def test_a_transfer_syntax_off_the_list_is_refused_with_the_list(sandbox: Sandbox) -> None:
-    dataset = dataset_of(RAMP)
-    data = file_of(dataset).replace(b"1.2.840.10008.1.2.1\x00", b"1.2.840.10008.1.2.9\x00")
-    problem = refusal(sandbox, data)
+    problem = refusal(sandbox, off_the_list())
     assert problem.status == 415
     assert "1.2.840.10008.1.2.9" in problem.detail
     assert "JPEG 2000 Lossless" in problem.detail

@@ -2,7 +2,6 @@
 
 import io
 import struct
-import zlib
 from collections.abc import Callable
 
 import numpy as np
@@ -12,6 +11,7 @@ from PIL import Image, ImageCms
 from services.zoom.formats import DecodeLimits, detect_format
 from services.zoom.sandbox import Sandbox
 from shared.errors import ApiProblem
+from tests.zoom.files import png_claiming
 
 Encode = Callable[..., bytes]
 Pixels = Callable[[bytes], np.ndarray]
@@ -206,16 +206,6 @@ def test_a_truncated_file_is_refused(sandbox: Sandbox, encoded: Encode, file_for
     with pytest.raises(ApiProblem, match=f"the {file_format} file cannot be decoded") as caught:
         decoded(sandbox, data[: len(data) // 2])
     assert caught.value.status == 422
-
-
-def png_claiming(width: int, height: int, bits: int = 8, body: bytes = bytes(1000)) -> bytes:
-    """A small PNG whose header claims any size."""
-    header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
-    parts = [(b"IHDR", header), (b"IDAT", zlib.compress(body, 1)), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(chunk)) + name + chunk + struct.pack(">I", zlib.crc32(name + chunk))
-        for name, chunk in parts
-    )
 
 
 def test_the_pixel_limit_holds_before_decoding(sandbox: Sandbox) -> None:

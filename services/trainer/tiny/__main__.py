@@ -7,6 +7,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shared.service.settings import positive
+
+if TYPE_CHECKING:
+    from services.trainer.tiny.scenes import SceneFile
 
 _DEFAULT_STEPS = 480
 
@@ -19,12 +25,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--scenes", type=Path, required=True, help="from `medvr problems scenes`")
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
-    parser.add_argument("--steps", type=int, default=_DEFAULT_STEPS, help="optimizer steps")
+    parser.add_argument("--steps", type=positive, default=_DEFAULT_STEPS, help="optimizer steps")
     parser.add_argument(
         "--start", type=Path, help="checkpoint to go on from, without the first two stages"
     )
     parser.add_argument("--seed", type=int, default=0, help="of initialisation and order")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--threads", type=positive, default=2, help="CPU threads")
     return parser.parse_args(argv)
 
 
@@ -39,6 +45,17 @@ def _revision() -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the scenes, train, measure on the probes, write the checkpoint."""
     args = parse(argv)
+    from services.trainer.tiny.scenes import read_scene_file
+    from shared.checkpoint import check_checkpoint
+    from shared.service.process import plain_errors
+
+    with plain_errors():
+        if args.start:
+            check_checkpoint(args.start)
+        _make(args, read_scene_file(args.scenes))
+
+
+def _make(args: argparse.Namespace, scenes: "SceneFile") -> None:
     revision, started = _revision(), time.monotonic()
     import torch
 
@@ -50,12 +67,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     from services.trainer.tiny.measure import measure
     from services.trainer.tiny.pretrain import pretrain
     from services.trainer.tiny.recipe import PretrainSettings
-    from services.trainer.tiny.scenes import read_scene_file
     from services.trainer.tiny.tokenizer import build_tokenizer
     from services.trainer.tiny.wording import corpus
 
     torch.set_num_threads(args.threads)
-    scenes = read_scene_file(args.scenes)
     tokenizer = build_tokenizer(corpus(scenes.question, scenes.options))
     model = build_model(build_config(tokenizer), args.seed)
     settings = PretrainSettings(num_steps=args.steps, seed=args.seed)

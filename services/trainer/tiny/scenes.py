@@ -6,12 +6,15 @@ Rows are kept as PNG bytes and decoded when a batch is made, so memory stays nea
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
+
+from shared.errors import MedvrError
 
 FORMAT = "2"
 
 
-class SceneFileError(ValueError):
+class SceneFileError(MedvrError):
     """A file that `medvr problems scenes` did not write, or not in this format."""
 
 
@@ -67,7 +70,10 @@ class SceneFile:
 
 def read_scene_file(path: Path) -> SceneFile:
     """Read the whole file. Raises `SceneFileError`."""
-    table = pq.ParquetFile(path)
+    try:
+        table = pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise SceneFileError(f"{path} cannot be read as parquet: {error}") from error
     about = {k.decode(): v.decode() for k, v in (table.schema_arrow.metadata or {}).items()}
     if about.get("format") != FORMAT:
         raise SceneFileError(f"{path} is not a scene file of format {FORMAT}")
