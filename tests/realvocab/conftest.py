@@ -1,8 +1,8 @@
 """The second checkpoint, made once; and the embedded stack's own processes serving it."""
 
+import asyncio
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -15,11 +15,11 @@ from services.local.processes import CommandLines, StackPaths, StackPorts
 from services.local.ready import wait_until_ready
 from services.local.supervisor import Supervisor
 from services.policy.tokens import Vocabulary
-from shared.blobs import BlobStore
 from tests.fixtures_policy import START_TIMEOUT_S
 from tests.realvocab.checkpoint import build_model, save_checkpoint
+from tests.realvocab.played import Attempts, RunningStack, play
 from tests.realvocab.vocabulary import NUM_ROWS, build_tokenizer
-from tests.realvocab.warmup import warm_up
+from tests.realvocab.warmup import tempt, warm_up
 
 SEED = 0
 _TIMEOUT_S = 1200
@@ -46,28 +46,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = build_model(SEED)
     losses = warm_up(model, SEED)
     torch.set_num_threads(threads)
+    tempt(model)
     assert losses[-1] < 0.6, "it has not learnt to write calls"
     folder = tmp_path_factory.mktemp("qwen-vocabulary")
     save_checkpoint(model, folder)
     return folder
-
-
-@dataclass(frozen=True)
-class RunningStack:
-    """Valkey, policy, zoom and cca, ready; workers are started by whoever needs them."""
-
-    supervisor: Supervisor
-    lines: CommandLines
-    checkpoint: Path
-
-    @property
-    def blobs(self) -> BlobStore:
-        """Originals and crops."""
-        return BlobStore(str(self.lines.paths.blobs))
-
-    def num_restarts(self) -> dict[str, int]:
-        """How often each process was started again after a crash."""
-        return {child.name: child.num_restarts for child in self.supervisor.children()}
 
 
 @pytest.fixture(scope="package")
@@ -86,3 +69,9 @@ def stack(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             yield RunningStack(supervisor, lines, checkpoint)
     finally:
         end_stack(mark, grace_s=0)
+
+
+@pytest.fixture(scope="package")
+def attempts(stack: RunningStack) -> list[Attempts]:
+    """Trajectories of several turns with crops, sampled by the first version."""
+    return asyncio.run(play(stack))

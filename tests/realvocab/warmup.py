@@ -189,3 +189,13 @@ def warm_up(model: Qwen2_5_VLForConditionalGeneration, seed: int) -> list[float]
         losses.append(loss.item())
     head.write()
     return losses
+
+
+def tempt(model: Qwen2_5_VLForConditionalGeneration) -> None:
+    """Make the image placeholder as likely as the word that every turn begins with.
+
+    Whoever forgets to forbid it, by its name in this vocabulary, is found out at once.
+    """
+    first, *_ = _ids("<think>")
+    with torch.no_grad():
+        model.lm_head.weight[TOKEN_IDS["<|image_pad|>"]] = model.lm_head.weight[first]
