@@ -30,7 +30,7 @@ HIDDEN = 64
 VIEW_LIMITS = PixelLimits(min_pixels=112 * 112, max_pixels=168 * 168)
 CROP_LIMITS = PixelLimits(min_pixels=84 * 84, max_pixels=112 * 112)
 PROCESSOR_LIMITS = PixelLimits(min_pixels=4 * PATCH_FACTOR_PX**2, max_pixels=448 * 448)
-"""4 tokens are Qwen's own least. Its most, 16,384, is not kept: vLLM warms up with such an image."""
+"""4 tokens are Qwen's least. Its most, 16,384, is not kept: vLLM warms up with such an image."""
 
 
 def build_config() -> Qwen2_5_VLConfig:
