@@ -3,8 +3,9 @@
 
 The figures must be those of the engine: same weights, same pixels, same mRoPE positions, and the
 vision placeholders forbidden before the softmax, as the policy server forbids them. Logits are
-computed only where a token is trained. Weights are float32 throughout; `bfloat16` is the
-arithmetic of the forward pass (autocast).
+computed only where a token is trained, and a bounded number of them at a time: over Qwen's 152,064
+rows they would otherwise outgrow everything else a step holds. Weights are float32 throughout;
+`bfloat16` is the arithmetic of the forward pass (autocast).
 """
 
 import contextlib
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recomputed
 
 from services.trainer.torchvision_ops import declare_missing_operators
 
@@ -29,7 +31,8 @@ from shared.agent.prompt import VISION_PLACEHOLDERS  # noqa: E402
 from shared.checkpoint import MODEL_TYPES, check_checkpoint, is_hub_name  # noqa: E402
 from shared.errors import WeightsError  # noqa: E402
 
-"""Architectures with the mRoPE positions and the vision tower this file speaks to."""
+LOGITS_AT_ONCE = 2**26
+"""256 MiB in float32: 441 tokens of Qwen's vocabulary, more than any batch of a small one."""
 
 
 def resolve_checkpoint(model: str) -> Path:
@@ -63,11 +66,19 @@ def read_limits(checkpoint: Path, model: PreTrainedModel) -> ModelLimits:
 class Policy(nn.Module):
     """π_θ, or π_ref when frozen."""
 
-    def __init__(self, model: PreTrainedModel, limits: ModelLimits, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        limits: ModelLimits,
+        dtype: torch.dtype,
+        *,
+        logits_at_once: int = LOGITS_AT_ONCE,
+    ) -> None:
         super().__init__()
         self.model = model
         self.limits = limits
         self._dtype = dtype
+        self._tokens_at_once = max(1, logits_at_once // limits.vocabulary_size)
         forbidden = torch.tensor(sorted(limits.forbidden_token_ids), dtype=torch.long)
         self.register_buffer("_forbidden", forbidden, persistent=False)
 
@@ -107,12 +118,26 @@ class Policy(nn.Module):
         """ln π of every trained token given all before it, shape (N,), float32 or wider."""
         with self._arithmetic():
             hidden_BLD = self._hidden(micro_batch)
-            before_ND = hidden_BLD[micro_batch.rows_N, micro_batch.columns_N - 1]
+        before_ND = hidden_BLD[micro_batch.rows_N, micro_batch.columns_N - 1]
+        targets_N = micro_batch.input_ids_BL[micro_batch.rows_N, micro_batch.columns_N]
+        if len(targets_N) <= self._tokens_at_once:
+            return self._logprobs(before_ND, targets_N)
+        pieces = zip(
+            before_ND.split(self._tokens_at_once),
+            targets_N.split(self._tokens_at_once),
+            strict=True,
+        )
+        return torch.cat(
+            [recomputed(self._logprobs, *piece, use_reentrant=False) for piece in pieces]
+        )
+
+    def _logprobs(self, before_ND: Tensor, targets_N: Tensor) -> Tensor:
+        """ln π of the targets, given the hidden states before them."""
+        with self._arithmetic():
             logits_NV = self.model.lm_head(before_ND)
         if logits_NV.dtype in (torch.bfloat16, torch.float16):
             logits_NV = logits_NV.float()
         logits_NV = logits_NV.index_fill(1, self._forbidden, float("-inf"))
-        targets_N = micro_batch.input_ids_BL[micro_batch.rows_N, micro_batch.columns_N]
         chosen_N = logits_NV.gather(1, targets_N[:, None])[:, 0]
         return chosen_N - torch.logsumexp(logits_NV, dim=1)
 
