@@ -33,6 +33,10 @@ def vllm_arguments(settings: PolicySettings) -> list[str]:
         # A domain nobody can own and a folder with nothing in it: images come as data URLs only.
         *("--allowed-media-domains", "data-urls-only.invalid"),
         *("--allowed-local-media-path", tempfile.mkdtemp(prefix="medvr-no-media-")),
+        # Pixels stay with the worker: with the other cache it forgets those of an image whose KV a
+        # request found cached, and a swap, which drops that KV, would end the engine.
+        *("--mm-processor-cache-type", "shm"),
+        *("--mm-processor-cache-gb", str(settings.image_cache_gib)),
         "--no-async-scheduling",
         "--enable-prefix-caching",
         "--disable-uvicorn-access-log",
