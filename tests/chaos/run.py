@@ -124,7 +124,9 @@ class Chaos:
             child = self.system.stack.supervisor.child(blow.target.value)
             self._restarts_before[blow.target] = child.num_restarts
             os.kill(child.pid, signal.SIGKILL)
-        self._watch.begin(blow.target, at_s, step)
+        # A clinic works again once the case asked before the blow has come to its end.
+        baseline = len(self.inquiries) - 1 if blow.target is Target.CLINIC else None
+        self._watch.begin(blow.target, at_s, step, baseline)
         self._falling = None
         if self.blows:
             self._due_at = time.monotonic() + self.blows[0].pause_s

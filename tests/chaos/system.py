@@ -137,7 +137,8 @@ def running_system(folder: Path, plan: DemoPlan, console: Console) -> Generator[
     """All services up and the problems made; training not started. Nothing is left behind."""
     lines = CommandLines(StackPaths(folder.resolve()), StackPorts.find(free_ports(1)[0]))
     with running_stack(StackFolder(folder), initial_state("up", lines), console) as stack:
-        zoom = lines.zoom()
+        # The first file makes zoom start a decoder, which takes its time on a busy machine.
+        zoom = dataclasses.replace(lines.zoom(), environment={"MEDVR_ZOOM_DECODE_TIMEOUT_S": "300"})
         policy = lines.policy(
             TINY / "base", channel=TRAIN_CHANNEL, max_num_seqs=32, threads=plan.policy_threads
         )
