@@ -47,7 +47,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     losses = warm_up(model, SEED)
     torch.set_num_threads(threads)
     tempt(model)
-    assert losses[-1] < 0.6, "it has not learnt to write calls"
+    assert losses[-1] < 0.4, "it has not learnt to write calls"
     folder = tmp_path_factory.mktemp("qwen-vocabulary")
     save_checkpoint(model, folder)
     return folder

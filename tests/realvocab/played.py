@@ -20,7 +20,7 @@ from tests.realvocab.warmup import OPTIONS, QUESTION
 
 IMAGE_SIZES = ((336, 280), (300, 300), (420, 150))
 ATTEMPTS_EACH = 6
-SETTINGS = EpisodeSettings(max_turns=4, max_turn_tokens=96)
+SETTINGS = EpisodeSettings(max_turns=5, max_turn_tokens=96)
 
 
 @dataclass(frozen=True)

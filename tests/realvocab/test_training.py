@@ -30,7 +30,7 @@ from tests.realvocab.warmup import OPTIONS, QUESTION
 PLAN = DemoPlan(
     rollout=RolloutPlan(
         group_size=6,
-        max_turns=3,
+        max_turns=5,
         concurrency=1,
         group_timeout_s=600.0,
         visibility_timeout_s=900.0,

@@ -35,12 +35,15 @@ QUESTION = "Which kind of lesion is it?"
 OPTIONS = ("ring", "disc")
 VIEW_SIZE = ImageSize(168, 140)
 CROP_SIZE = ImageSize(112, 84)
-NUM_STEPS = 160
+NUM_LOOKS = 3
+NUM_STEPS = 220
 CONVERSATIONS_PER_STEP = 4
 _NUM_CONVERSATIONS = 256
 _NUM_NOISES = 4
 _NUM_OTHER_ROWS = 512
 _IGNORED = -100
+_FIRST_OF_COORDINATE = (10, 30, 60, 80)
+"""Each coordinate has tens of its own: two small layers need not learn to count to four."""
 _THOUGHTS = ("let me look closer", "something is there", "unclear, zoom in")
 _CONCLUSIONS = ("now it is clear", "I can see it")
 
@@ -69,21 +72,23 @@ def _image_ids(size: ImageSize) -> list[int]:
 
 
 def _conversation(random: Random) -> _Spelt:
-    """A prompt, a look, what it shows, an answer; only what the policy says is trained."""
-    left, top = random.randint(10, 49), random.randint(10, 49)
-    box = [left, top, random.randint(60, 99), random.randint(60, 99)]
-    look = f"<think>{random.choice(_THOUGHTS)}</think>" + spell_call(box, random.randrange(3))
-    answer = f"<think>{random.choice(_CONCLUSIONS)}</think><answer>{random.choice('AB')}</answer>"
+    """A prompt, some looks, what they show, an answer; only what the policy says is trained."""
     spans = [
         (_ids(prompt_before_image()), False),
         (_image_ids(VIEW_SIZE), False),
         (_ids(prompt_after_image(QUESTION, OPTIONS)), False),
-        (_ids(look), True),
-        (_ids(observation_before_image()), False),
-        (_image_ids(CROP_SIZE), False),
-        (_ids(observation_after_image(box)), False),
-        (_ids(answer), True),
     ]
+    for _ in range(NUM_LOOKS):
+        box = [start + random.randrange(20) for start in _FIRST_OF_COORDINATE]
+        look = f"<think>{random.choice(_THOUGHTS)}</think>" + spell_call(box, random.randrange(3))
+        spans += [
+            (_ids(look), True),
+            (_ids(observation_before_image()), False),
+            (_image_ids(CROP_SIZE), False),
+            (_ids(observation_after_image(box)), False),
+        ]
+    answer = f"<think>{random.choice(_CONCLUSIONS)}</think><answer>{random.choice('AB')}</answer>"
+    spans.append((_ids(answer), True))
     return _Spelt(
         [i for ids, _ in spans for i in ids],
         [i if is_said else _IGNORED for ids, is_said in spans for i in ids],
@@ -92,7 +97,7 @@ def _conversation(random: Random) -> _Spelt:
 
 @dataclass(frozen=True)
 class _Noise:
-    """Two images of noise as the text model sees them: one conversation's."""
+    """Images of noise as the text model sees them: those of one conversation."""
 
     features: torch.Tensor
     grid_thw: torch.Tensor
@@ -103,7 +108,7 @@ def _noise(model: Qwen2_5_VLForConditionalGeneration, seed: int) -> _Noise:
     random = np.random.default_rng(seed)
     images = [
         random.integers(0, 255, (size.height_px, size.width_px, 3), dtype=np.uint8)
-        for size in (VIEW_SIZE, CROP_SIZE)
+        for size in (VIEW_SIZE, *[CROP_SIZE] * NUM_LOOKS)
     ]
     inputs = Qwen2VLImageProcessor()(images=images, do_resize=False, return_tensors="pt")
     grid_thw = inputs["image_grid_thw"]
