@@ -110,7 +110,7 @@ CASES = [
     by_variable(
         "an address without http",
         "clinic",
-        "policy_url: must start with http:// or https://",
+        "policy_url: 'policy:8100' is no base URL: http://…, https://… or dns+http://name:port",
         MEDVR_CLINIC_POLICY_URL="policy:8100",
     ),
     by_variable(
@@ -122,12 +122,6 @@ CASES = [
     ),
     by_flag("no model and no run", "trainer", "", "model: Field required", "run: Field required"),
     by_flag("no model", "policy", "", "model: Field required (flag --model, variable MEDVR_POL"),
-    by_flag(
-        "a group given to two workers",
-        "rollout",
-        "--group-timeout-s 700",
-        "visibility_timeout_s (600) must exceed group_timeout_s (700)",
-    ),
     by_flag(
         "fewer groups outstanding than a checkpoint holds",
         "trainer",
