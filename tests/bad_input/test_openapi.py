@@ -164,7 +164,9 @@ def test_the_clinic_answers_as_its_document_says(
         with clean("clinic", free_port(), tmp_path, *blobs, *flags) as server:
 
             def prepare(form: dict[str, Any]) -> None:
-                if isinstance(form.get("image"), bytes) and isinstance(form.get("question"), str):
+                question = form.get("question")
+                if isinstance(form.get("image"), str | bytes) and isinstance(question, str):
+                    form["question"] = question.strip() or "?"
                     form["image"] = PICTURE
                     for name in [n for n in form if n not in FORM_FIELDS or form[n] is None]:
                         del form[name]
