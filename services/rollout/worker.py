@@ -173,9 +173,13 @@ class Deliveries:
         self._stream.bury_task(task_id if is_ours else "", reason, raw)
 
     def _bury(self, task: RolloutTask, reason: str) -> str:
-        logger.error("given up: %s", reason, extra={"group_id": task.group_id})
-        is_dead = self._stream.give_up(task.group_id, reason)
-        return self._over(task, "buried" if is_dead else "duplicate")
+        if not self._stream.give_up(task.group_id, reason):
+            logger.info(
+                "failed, but ended elsewhere: %s", reason, extra={"group_id": task.group_id}
+            )
+            return self._over(task, "duplicate")
+        logger.error("buried: %s", reason, extra={"group_id": task.group_id})
+        return self._over(task, "buried")
 
     def _over(self, task: RolloutTask, outcome: str) -> str:
         self._stream.client.hdel(self._counts_key, task.group_id)

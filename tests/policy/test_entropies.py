@@ -88,14 +88,18 @@ async def test_a_forced_continuation_is_measured_like_a_sampled_one(
     assert "".join(scored.token_texts) == CALL
     assert np.abs(np.array(scored.logprobs) - logprobs).max() < 1e-3
     assert np.abs(np.array(scored.entropies_nats) - entropies).max() < 1e-4
-    start = "".join(scored.token_texts).index("8, 9")
     lengths = np.cumsum([len(text) for text in scored.token_texts])
-    first = int(np.searchsorted(lengths, start, side="right"))
+    first, last = (
+        int(np.searchsorted(lengths, CALL.index(text), side="right")) for text in ("8, 9", "]}}")
+    )
+    assert last + 1 < len(scored.token_ids), "something follows the box"
     assert scored.baseline_entropy_nats == pytest.approx(
         baseline_entropy_nats(scored.entropies_nats, first)
     )
     assert scored.tool_entropy_nats is not None
-    assert scored.tool_entropy_nats >= tool_entropy_nats(scored.entropies_nats[first:][:8]) - 1e-9
+    assert scored.tool_entropy_nats == pytest.approx(
+        tool_entropy_nats(scored.entropies_nats[first : last + 1])
+    )
     assert scored.entropy_increase_nats == pytest.approx(
         scored.tool_entropy_nats - scored.baseline_entropy_nats
     )

@@ -101,7 +101,7 @@ def test_no_question_or_answer_is_ever_logged(company: Company) -> None:
     until(lambda: len(company.letters()) == 1)
     assert worker.stop(signal.SIGTERM) == 0
     log = company.log.read_text()
-    assert "given up" in log
+    assert "buried: " in log
     for secret in (company.problems[0].question, '"disc"', "gold_answer", "clear now"):
         assert secret not in log
 
