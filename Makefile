@@ -69,7 +69,7 @@ browser: ## Chromium for the viewer's test (Debian package, needs root the first
 	  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium; } >/dev/null \
 	  || { echo "error: the viewer's test needs chromium: install Debian's package «chromium»" >&2; exit 2; }; }
 
-tiny-base: install ## Makes the tiny base policy anew (under 15 minutes): services/trainer/tiny/base
+tiny-base: install ## Makes the tiny base policy anew (about 15 minutes): services/trainer/tiny/base
 	@$(BIN)/medvr problems scenes --out .medvr/scenes.parquet
 	@$(BIN)/medvr tiny-base --scenes .medvr/scenes.parquet --out services/trainer/tiny/base $(ARGS)
 

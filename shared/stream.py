@@ -193,6 +193,11 @@ class RunStream:
         """How many fed groups have no fate yet."""
         return self.client.scard(self.outstanding_key)
 
+    def unreturned(self) -> set[str]:
+        """Fed groups that are neither on the stream nor have a fate: somebody is to make them."""
+        ids = cast("set[bytes]", self.client.sdiff([self.outstanding_key, self.appended_key]))
+        return {group_id.decode() for group_id in ids}
+
     def mark_fed(self, group_id: str, position: int) -> bool:
         """Feeder, after the task was queued: the group at `position` (from 0) is outstanding.
 

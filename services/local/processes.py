@@ -241,6 +241,7 @@ class CommandLines:
             *("--kl-beta", str(trainer.kl_beta)),
             *("--lr", str(trainer.lr)),
             *("--warmup-steps", str(trainer.warmup_steps)),
+            *("--lr-final-share", str(trainer.lr_final_share)),
             *("--checkpoint-every", str(trainer.checkpoint_every)),
             *("--publish-every", str(trainer.publish_every)),
             *("--threads", str(trainer.threads)),

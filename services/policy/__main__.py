@@ -16,13 +16,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Start the policy server; does not return."""
     settings = PolicySettings.load(argv)
 
-    from services.policy.launch import vllm_arguments, vllm_environment
+    from services.policy.launch import remove_leftovers, vllm_arguments, vllm_environment
     from services.policy.version import require_tested_vllm
     from shared.service.process import plain_errors
 
     with plain_errors():
         require_tested_vllm()
         check(settings)
+    remove_leftovers(settings)
     command = [sys.executable, "-m", "services.policy.serve"]
     os.execvpe(sys.executable, [*command, *vllm_arguments(settings)], vllm_environment(settings))
 

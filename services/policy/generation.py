@@ -6,7 +6,7 @@ is sent again; a caller never sees that.
 
 import logging
 import uuid
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -40,7 +40,7 @@ class EngineFailed(ApiProblem):
 
 
 @contextmanager
-def engine_failures() -> Iterator[None]:
+def engine_failures() -> Generator[None]:
     """An engine that has ended is a failure of the moment (503): another one starts."""
     try:
         yield
@@ -58,7 +58,7 @@ class _Turn:
     entropies_nats: list[float] = field(default_factory=list[float])
 
 
-class Generator:
+class TurnGenerator:
     """Continues prompts by one turn."""
 
     def __init__(

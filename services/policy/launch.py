@@ -12,6 +12,19 @@ from services.policy.version import is_cpu_build
 LOGGING_CONFIG = Path(__file__).with_name("logging.json")
 
 
+_SHARED_MEMORY = Path("/dev/shm")
+
+
+def image_cache(settings: PolicySettings) -> Path:
+    """Shared memory of this server's processed images; its port makes it the only one."""
+    return _SHARED_MEMORY / f"medvr_policy_{settings.port}"
+
+
+def remove_leftovers(settings: PolicySettings) -> None:
+    """Give back what a killed predecessor on this port left behind: up to `image_cache_gib`."""
+    image_cache(settings).unlink(missing_ok=True)
+
+
 def vllm_arguments(settings: PolicySettings) -> list[str]:
     """Arguments of `vllm serve`."""
     arguments = [
@@ -33,6 +46,10 @@ def vllm_arguments(settings: PolicySettings) -> list[str]:
         # A domain nobody can own and a folder with nothing in it: images come as data URLs only.
         *("--allowed-media-domains", "data-urls-only.invalid"),
         *("--allowed-local-media-path", tempfile.mkdtemp(prefix="medvr-no-media-")),
+        # Pixels stay with the worker: with the other cache it forgets those of an image whose KV a
+        # request found cached, and a swap, which drops that KV, would end the engine.
+        *("--mm-processor-cache-type", "shm"),
+        *("--mm-processor-cache-gb", str(settings.image_cache_gib)),
         "--no-async-scheduling",
         "--enable-prefix-caching",
         "--disable-uvicorn-access-log",
@@ -58,6 +75,8 @@ def vllm_environment(settings: PolicySettings) -> dict[str, str]:
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         "VLLM_LOGGING_CONFIG_PATH": str(LOGGING_CONFIG),
         "VLLM_NO_USAGE_STATS": "1",
+        # By default a name at random, which nobody could remove after a kill.
+        "VLLM_OBJECT_STORAGE_SHM_BUFFER_NAME": image_cache(settings).name,
         "TOKENIZERS_PARALLELISM": "false",
         "OMP_NUM_THREADS": str(settings.threads),
     }

@@ -7,7 +7,7 @@ from http import HTTPStatus
 from PIL import Image
 
 from services.policy.fetch import EntropyFetcher
-from services.policy.generation import Generator
+from services.policy.generation import TurnGenerator
 from services.policy.images import ImageLoader
 from services.policy.metrics import PolicyMetrics
 from services.policy.prompts import Prompt, PromptBuilder
@@ -47,7 +47,7 @@ class PolicyService:
         images = ImageLoader(BlobStore(settings.blob_url), engine.image_limits)
         builder = PromptBuilder(self.vocabulary, images, settings.max_images)
         fetcher = EntropyFetcher(engine.take)
-        self.generator = Generator(
+        self.generator = TurnGenerator(
             engine,
             self.vocabulary,
             builder,

@@ -37,6 +37,9 @@ class PolicySettings(ServiceSettings):
     """Requests that are decoded together."""
     max_images: int = Field(default=8, ge=1)
     """Most images in one prompt."""
+    image_cache_gib: float = Field(default=4.0, gt=0)
+    """Shared memory for processed images (/dev/shm; containers have 64 MiB unless told); it is
+    taken as it is filled and must hold those of all running requests."""
     kv_cache_mib: int = Field(default=512, ge=16)
     """Memory for the KV cache on CPU, MiB; on a GPU vLLM sizes it itself."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

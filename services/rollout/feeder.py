@@ -5,13 +5,16 @@ and the second copy finds that it is not wanted. Nothing is kept here but a list
 feed again: the cursor is in Redis, and the order is a function of it. On start, and whenever its
 mark has vanished from Redis (somebody emptied it; the trainer then restores fates and cursor from
 its checkpoint), the feeder looks for fed groups that neither have a fate nor are outstanding, and
-feeds those first. It never has more than `max_outstanding` without a fate, and ends with the run:
-then it closes what an emptied Redis had made the trainer forget (`close`).
+feeds those first. A task that a worker took along when it died between taking it and noting so is
+in no list; the feeder misses it and queues it again. It never has more than `max_outstanding`
+groups without a fate, and ends with the run: then it closes what an emptied Redis had made the
+trainer forget (`close`).
 """
 
 import asyncio
 import logging
 import threading
+import time
 import uuid
 from collections import deque
 from collections.abc import Callable
@@ -21,7 +24,13 @@ from prometheus_client import CollectorRegistry
 from services.rollout.metrics import FeederMetrics
 from services.rollout.order import ProblemOrder
 from services.rollout.settings import FeederSettings
-from services.rollout.task import RolloutTask, create_celery, queue_key, send_task
+from services.rollout.task import (
+    RolloutTask,
+    create_celery,
+    groups_on_the_way,
+    queue_key,
+    send_task,
+)
 from shared.problem import read_problems
 from shared.service.serve import probe_server
 from shared.stream import RunState, RunStream, connect_redis
@@ -30,6 +39,9 @@ logger = logging.getLogger(__name__)
 
 _CHUNK = 1000
 """Group ids that are looked up at a time."""
+
+LOST_AFTER_S = 10.0
+"""A task that is in no list at two looks so far apart is lost."""
 
 Send = Callable[[RolloutTask], None]
 """Queues a task for the workers."""
@@ -47,6 +59,7 @@ class Feeder:
         *,
         max_outstanding: int,
         max_groups: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._stream = stream
         self._order = order
@@ -58,6 +71,10 @@ class Feeder:
         self._mark = uuid.uuid4().hex.encode()
         self._missing: deque[int] = deque()
         """Positions to feed again."""
+        self._clock = clock
+        self._looked_at = clock()
+        self._missed: set[str] = set()
+        """Groups whose task was in no list at the last look."""
 
     def feed(self) -> int:
         """Hand out what is due, if the run is running; how many groups that was."""
@@ -73,6 +90,7 @@ class Feeder:
                 break
             self._count(position)
             num_fed += 1
+        self._look_for_lost()
         self._metrics.outstanding.set(self._stream.outstanding())
         self._metrics.queue_depth.set(self._stream.client.llen(queue_key(self._stream.run)))
         return num_fed
@@ -122,6 +140,22 @@ class Feeder:
             self._missing.extend(position_of[i] for i in self._stream.missing(position_of))
         if self._missing:
             logger.warning("%d fed groups are missing and fed again", len(self._missing))
+
+    def _look_for_lost(self) -> None:
+        """Queue again what is outstanding, did not come back, and is on no way."""
+        if self._clock() - self._looked_at < LOST_AFTER_S:
+            return
+        self._looked_at = self._clock()
+        run, client = self._stream.run, self._stream.client
+        missed = self._stream.unreturned() - groups_on_the_way(client, run)
+        lost = missed & self._missed
+        self._missed = missed - lost
+        if lost:
+            logger.warning("%d tasks were lost and are queued again", len(lost))
+        for task in map(self._order.task_at, range(self._stream.cursor()) if lost else ()):
+            if task.group_id in lost:
+                self._send(task)
+                self._metrics.refed.inc()
 
 
 def run_feeder(settings: FeederSettings, stop: threading.Event) -> None:

@@ -6,8 +6,10 @@ backend: the trajectory group goes to the run's stream.
 """
 
 import re
+from typing import cast
 
 import msgspec
+import redis
 from celery import Celery
 
 from shared.errors import PayloadError
@@ -65,6 +67,47 @@ def decode_task(payload: object) -> RolloutTask:
 def queue_key(run: str) -> str:
     """The Redis list that holds the waiting tasks of a run."""
     return _key_prefix(run) + _queue(run)
+
+
+class _Headers(msgspec.Struct, frozen=True):
+    id: str
+
+
+class _Message(msgspec.Struct, frozen=True):
+    """The part of Celery's message that says which group it is about."""
+
+    headers: _Headers
+
+
+class _HeldMessage(msgspec.Struct, frozen=True, array_like=True):
+    """A message in a worker's hands; its exchange and routing key follow."""
+
+    message: _Message
+
+
+_waiting_decoder = msgspec.json.Decoder(_Message)
+_held_decoder = msgspec.json.Decoder(_HeldMessage)
+
+
+def groups_on_the_way(client: redis.Redis, run: str) -> set[str]:
+    """Ids of the groups whose task waits in the queue or is noted as in a worker's hands."""
+    with client.pipeline(transaction=True) as pipe:
+        pipe.lrange(queue_key(run), 0, -1)
+        pipe.hvals(_key_prefix(run) + "unacked")
+        waiting, held = cast("tuple[list[bytes], list[bytes]]", pipe.execute())
+    ids = {_id_in(text, _waiting_decoder) for text in waiting}
+    return ids | {_id_in(text, _held_decoder) for text in held}
+
+
+def _id_in(
+    text: bytes, decoder: msgspec.json.Decoder[_Message] | msgspec.json.Decoder[_HeldMessage]
+) -> str:
+    """The group a message is about; empty if it is no task, which a worker will set aside."""
+    try:
+        found = decoder.decode(text)
+    except msgspec.MsgspecError:
+        return ""
+    return (found.message if isinstance(found, _HeldMessage) else found).headers.id
 
 
 def unacked_index_key(run: str) -> str:

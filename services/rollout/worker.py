@@ -1,11 +1,11 @@
 """The Celery worker: one task is one group; what becomes of a delivery is decided here.
 
 A delivery ends in exactly one way: its group is *appended* to the stream, found to be a
-*duplicate* there, no longer *unwanted* work, *buried* with its reason, *rejected* because it is no
-task (dead-lettered as it came), or *requeued* because the worker is stopping. Acknowledged is what
-is over; a worker that dies leaves its deliveries unacknowledged and no longer renews them
-(`renewal`), and they are delivered again after the visibility timeout. One that keeps taking its
-worker down is buried after `max_deliveries`.
+*duplicate* there or in work here, no longer *unwanted* work, *buried* with its reason, *rejected*
+because it is no task (dead-lettered as it came), or *requeued* because the worker is stopping.
+Acknowledged is what is over; a worker that dies leaves its deliveries unacknowledged and no longer
+renews them (`renewal`), and they are delivered again after the visibility timeout. One that keeps
+taking its worker down is buried after `max_deliveries`.
 
 Tasks run in threads that only wait: the work is done in one asyncio loop, in a thread of its own,
 whose keep-alive connections all groups share. So a process is cheap however many groups it runs.
@@ -105,6 +105,8 @@ class Deliveries:
         self._loop = loop
         self._metrics = metrics
         self._counts_key = f"medvr:run:{settings.run}:deliveries"
+        self._in_work: set[str] = set()
+        self._lock = threading.Lock()
 
     def handle(self, payload: object, task_id: str = "") -> None:
         """Bring one delivery to its end; raises only `Reject` (to be delivered again).
@@ -131,6 +133,17 @@ class Deliveries:
             return "rejected"
         if not self._stream.is_wanted(task.group_id):
             return self._over(task, "unwanted")
+        with self._lock:
+            if task.group_id in self._in_work:  # this worker was late to renew it
+                return "duplicate"
+            self._in_work.add(task.group_id)
+        try:
+            return self._made(task)
+        finally:
+            with self._lock:
+                self._in_work.discard(task.group_id)
+
+    def _made(self, task: RolloutTask) -> str:
         if self._count(task, 1) > self._settings.max_deliveries:
             return self._bury(task, f"delivered {self._settings.max_deliveries} times in vain")
         try:

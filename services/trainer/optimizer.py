@@ -1,5 +1,5 @@
 # pyright: basic
-"""AdamW in float32 with a linear warm-up and gradient clipping."""
+"""AdamW in float32 with a linear warm-up, a linear decay and gradient clipping."""
 
 import torch
 from torch import nn
@@ -11,14 +11,16 @@ class GradientError(MedvrError):
     """The gradient is not finite; stepping would destroy the weights."""
 
 
-def learning_rate(step: int, *, peak: float, warmup_steps: int) -> float:
-    """Rate of optimizer step `step` (from 0): peak · min(1, (step + 1) / warmup_steps).
+def learning_rate(
+    step: int, *, peak: float, warmup_steps: int, max_steps: int, final_share: float
+) -> float:
+    """Rate of optimizer step `step` (from 0): peak · min(1, (step + 1) / warmup) · decay.
 
-    A function of the step alone, so that a resumed run needs no scheduler state.
+    The decay is linear in the step, from 1 to `final_share` at `max_steps`; 1 is none. A function
+    of the step alone, so that a resumed run needs no scheduler state.
     """
-    if warmup_steps == 0:
-        return peak
-    return peak * min(1.0, (step + 1) / warmup_steps)
+    rise = 1.0 if warmup_steps == 0 else min(1.0, (step + 1) / warmup_steps)
+    return peak * rise * (1.0 - (1.0 - final_share) * step / max_steps)
 
 
 def build_optimizer(module: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.AdamW:

@@ -61,6 +61,8 @@ class TrainerSettings(ServiceSettings):
     """Learning rate after warm-up; 1e-6 suits a 7B model."""
     warmup_steps: int = Field(default=0, ge=0)
     """Steps over which the learning rate rises linearly."""
+    lr_final_share: float = Field(default=1.0, ge=0.0, le=1.0)
+    """Share of `lr` that is left at `max_steps`, falling linearly; 1 keeps it constant."""
     weight_decay: float = Field(default=0.0, ge=0.0)
     """AdamW's decoupled weight decay."""
     max_grad_norm: float = Field(default=1.0, gt=0.0)

@@ -86,7 +86,13 @@ class Learner:
         old: list[Tensor | None] = [None] * len(chunks)
         if settings.updates_per_batch > 1:
             old = [*self._old_logprobs(chunks, should_stop)]
-        lr = learning_rate(step, peak=settings.lr, warmup_steps=settings.warmup_steps)
+        lr = learning_rate(
+            step,
+            peak=settings.lr,
+            warmup_steps=settings.warmup_steps,
+            max_steps=settings.max_steps,
+            final_share=settings.lr_final_share,
+        )
         for update in range(settings.updates_per_batch):
             stop = should_stop if update == 0 else lambda: False
             figures = StepFigures(lr=lr, num_trajectories=len(samples))

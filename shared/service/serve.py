@@ -35,8 +35,8 @@ def listen(host: str, port: int) -> socket.socket:
         )[0]
         return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
     except OSError as error:
-        is_named = isinstance(error, socket.gaierror) or error.errno is None
-        reason = error.strerror if is_named else os.strerror(error.errno)
+        is_named = isinstance(error, socket.gaierror)
+        reason = error.strerror if is_named or error.errno is None else os.strerror(error.errno)
         raise ListenError(
             f"cannot listen on {host}:{port} ({reason}); "
             "choose a free port and an address of this machine"

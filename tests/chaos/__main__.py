@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from shared.service.logs import configure_logs
-from tests.chaos.run import ChaosSettings, disturbed_run, show
+from tests.chaos.run import ChaosSettings, disturbed_run
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -47,7 +47,7 @@ def main() -> int:
             patience_s=args.patience_s,
         )
         try:
-            show(disturbed_run(args.out / f"seed-{seed}", settings, console), console)
+            disturbed_run(args.out / f"seed-{seed}", settings, console)
         except AssertionError:
             traceback.print_exc()
             num_failed += 1

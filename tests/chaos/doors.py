@@ -15,8 +15,8 @@ import httpx
 import uvicorn
 from fastapi import FastAPI, Request, Response
 
-from shared.service.app import problem_response
 from shared.service.logs import REQUEST_ID_HEADER
+from shared.service.problems import problem_response
 
 _TIMEOUT = httpx.Timeout(600.0, connect=5.0)
 

@@ -67,9 +67,11 @@ class RecoveryWatch:
         self._is_ready = is_ready
         self._work = work
 
-    def begin(self, target: Target, at_s: float, at_step: int) -> None:
-        """The blow fell now."""
-        self.recoveries.append(Recovery(target, at_s, at_step))
+    def begin(
+        self, target: Target, at_s: float, at_step: int, baseline: float | None = None
+    ) -> None:
+        """The blow fell now; without a baseline its work counts from when it is ready."""
+        self.recoveries.append(Recovery(target, at_s, at_step, baseline=baseline))
 
     def is_recovering(self, target: Target) -> bool:
         """Whether it has not worked again since its last blow."""
@@ -92,7 +94,8 @@ class RecoveryWatch:
             recovery.also_down |= others_down
             if self._is_ready(recovery.target):
                 recovery.ready_s = elapsed_s
-                recovery.baseline = self._work(recovery.target)
+                if recovery.baseline is None:
+                    recovery.baseline = self._work(recovery.target)
             return
         work = self._work(recovery.target)
         if recovery.baseline is None:

@@ -1,7 +1,7 @@
 """The whole system under a real supervisor, training a tiny policy on a handful of phantoms.
 
 The command lines are those of the embedded stack; what a short run wants otherwise is in
-`ENVIRONMENT` (flags beat it, so nothing there contradicts a command line).
+`PATIENT` (flags beat it, so nothing there contradicts a command line).
 """
 
 import dataclasses
@@ -27,6 +27,15 @@ from services.local.state import StackFolder
 from shared.problem import Problem, read_problems
 from shared.stream import RunStream
 from shared.weights import TRAIN_CHANNEL
+
+PATIENT = {
+    "MEDVR_ROLLOUT_MAX_ATTEMPTS": "1000",
+    "MEDVR_ROLLOUT_LONGEST_BACKOFF_S": "2",
+    "MEDVR_CLINIC_PATIENCE_S": "3000",
+    "MEDVR_CLINIC_CASE_TIMEOUT_S": "3600",
+    "MEDVR_ZOOM_DECODE_TIMEOUT_S": "300",
+}
+"""On a busy machine a policy server may take minutes to start, and a decoder half a minute."""
 
 ARM = Arm.MEDVR
 NUM_PROBLEMS = 24
@@ -104,12 +113,10 @@ class System:
     def training(self) -> tuple[ProcessSpec, ...]:
         """Trainer, feeder and worker."""
         worker = self.lines.rollout(self.plan, ARM)
-        # A rollout waits out a policy server that starts on a busy machine.
-        patient = {"MEDVR_ROLLOUT_MAX_ATTEMPTS": "200", "MEDVR_ROLLOUT_LONGEST_BACKOFF_S": "2"}
         specs = (
             self.lines.trainer(self.plan, ARM, TINY / "base"),
             self.lines.feeder(self.plan, ARM, self.problem_set),
-            dataclasses.replace(worker, environment=patient),
+            dataclasses.replace(worker, environment=PATIENT),
         )
         return tuple(with_flags(spec, run=self.run) for spec in specs)
 
@@ -137,11 +144,11 @@ def running_system(folder: Path, plan: DemoPlan, console: Console) -> Generator[
     """All services up and the problems made; training not started. Nothing is left behind."""
     lines = CommandLines(StackPaths(folder.resolve()), StackPorts.find(free_ports(1)[0]))
     with running_stack(StackFolder(folder), initial_state("up", lines), console) as stack:
-        zoom = lines.zoom()
+        zoom = dataclasses.replace(lines.zoom(), environment=PATIENT)
         policy = lines.policy(
             TINY / "base", channel=TRAIN_CHANNEL, max_num_seqs=32, threads=plan.policy_threads
         )
-        others = (policy, lines.cca(), lines.clinic())
+        others = (policy, lines.cca(), dataclasses.replace(lines.clinic(), environment=PATIENT))
         stack.start(lines.valkey("always"))
         stack.launch(*others)
         stack.start(zoom)

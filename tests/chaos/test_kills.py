@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from tests.chaos.run import ChaosReport, ChaosSettings, disturbed_run, show
+from tests.chaos.run import ChaosReport, ChaosSettings, disturbed_run
 from tests.chaos.schedule import PROCESSES, Target, schedule
 
 
@@ -31,9 +31,8 @@ def test_killed_everywhere_twice_a_run_completes_and_loses_nothing(
 ) -> None:
     """The audit is in `disturbed_run`: fates, versions, cases."""
     settings = ChaosSettings(seed=0)
-    report = disturbed_run(tmp_path, settings, Console(soft_wrap=True))
     with capsys.disabled():
-        show(report, Console())
+        report = disturbed_run(tmp_path, settings, Console(soft_wrap=True))
 
     struck = Counter(row.target for row in report.recoveries)
     assert struck == {**{t.value: 2 for t in PROCESSES}, Target.EMPTIED.value: 1}

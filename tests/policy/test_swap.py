@@ -89,8 +89,11 @@ async def test_a_swap_under_load_drops_nothing_and_leaves_nothing_stale(
     known = GenerateRequest(segments=first_turn(images[0]), max_tokens=24, temperature=0.0)
     before = await policy.generate(known)
 
+    shared = "Which kind of thing is it that is shown in this picture? " * 8
+    """Most turns find their image in the prefix cache, and have to do without it after the swap."""
+
     async def turn(index: int) -> GenerateResponse:
-        segments = first_turn(images[index % 4], f"Question {index}?")
+        segments = first_turn(images[index % 4], f"{shared}Question {index}?")
         return await policy.generate(
             GenerateRequest(segments=segments, max_tokens=400, seed=index, temperature=1.0)
         )

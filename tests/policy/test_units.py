@@ -3,12 +3,18 @@
 import asyncio
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 
 from services.policy import version
 from services.policy.fetch import EntropyFetcher, Taken, Wanted
-from services.policy.launch import vllm_arguments, vllm_environment
+from services.policy.launch import (
+    image_cache,
+    remove_leftovers,
+    vllm_arguments,
+    vllm_environment,
+)
 from services.policy.settings import PolicySettings
 from services.policy.tokens import TextStream, Vocabulary
 from shared.agent.entropy import baseline_entropy_nats, tool_entropy_nats
@@ -109,3 +115,15 @@ def test_settings_reach_vllm_and_its_processes() -> None:
     environment = vllm_environment(settings)
     assert environment["MEDVR_POLICY_PORT"] == "9001"
     assert environment["VLLM_PLUGINS"] == "medvr"
+
+
+def test_a_server_takes_the_shared_memory_of_its_port_and_removes_what_a_killed_one_left(
+    free_port: Callable[[], int],
+) -> None:
+    settings = PolicySettings(model="m", port=free_port())
+    leftover = image_cache(settings)
+    assert vllm_environment(settings)["VLLM_OBJECT_STORAGE_SHM_BUFFER_NAME"] == leftover.name
+    leftover.write_bytes(b"pixels")
+    remove_leftovers(settings)
+    assert not leftover.exists()
+    remove_leftovers(settings)

@@ -4,7 +4,7 @@ from collections import Counter
 import pytest
 from prometheus_client import CollectorRegistry
 
-from services.rollout.feeder import Feeder
+from services.rollout.feeder import LOST_AFTER_S, Feeder
 from services.rollout.metrics import FeederMetrics
 from services.rollout.order import ProblemOrder
 from services.rollout.task import RolloutTask, create_celery, queue_key, send_task
@@ -21,12 +21,14 @@ class Hand:
         self.dies_after_sending = False
         self.registry = CollectorRegistry()
         self._company = company
+        self.now = 0.0
         self._feeder = Feeder(
             company.stream,
             ProblemOrder(RUN, company.problems, seed),
             self._send,
             FeederMetrics(self.registry),
             max_outstanding=max_outstanding,
+            clock=lambda: self.now,
         )
 
     def _send(self, task: RolloutTask) -> None:
@@ -148,6 +150,44 @@ def test_after_an_emptied_redis_what_was_lost_is_fed_again_and_nothing_else(
     assert num_queued(company) == 4, "the messages did reach the emptied queue"
     assert company.stream.cursor() == len(company.stream.fates()) + company.stream.outstanding()
     assert hand.feed() == 0
+
+
+def test_a_task_that_a_dying_worker_took_along_is_queued_again(company: Company) -> None:
+    hand = Hand(company, max_outstanding=3)
+    hand.feed()
+    company.gate.clear()
+    worker = company.start_worker(concurrency=1)
+    until(lambda: len(company.script.requests) > 0)
+    worker.stop(signal.SIGKILL)
+    assert company.stream.client.rpop(queue_key(RUN)) is not None  # popped for one that is gone
+    company.stream.client.lpush(queue_key(RUN), "no task of anybody's")
+    waiting = num_queued(company)
+
+    for _ in range(3):
+        hand.feed()
+        hand.now += LOST_AFTER_S
+    hand.feed()
+
+    lost = hand.sent[3:]
+    assert len(lost) == 1, "neither what waits nor what the killed worker had noted"
+    assert lost[0] in hand.sent[:3]
+    assert num_queued(company) == waiting + 1
+    assert company.stream.client.lrem(queue_key(RUN), 1, "no task of anybody's") == 1
+    company.gate.set()
+    company.start_worker(visibility_timeout_s=1)
+    assert {group.group_id for group in company.groups(3)} == set(hand.sent[:3])
+
+
+def test_what_came_back_is_not_missed(company: Company) -> None:
+    hand = Hand(company, max_outstanding=3)
+    hand.feed()
+    company.start_worker()
+    company.groups(3)
+    until(lambda: num_queued(company) == 0)
+    for _ in range(3):
+        hand.now += LOST_AFTER_S
+        hand.feed()
+    assert len(hand.sent) == 3
 
 
 def test_what_an_emptied_redis_made_the_trainer_forget_is_surplus_at_the_end(

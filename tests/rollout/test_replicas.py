@@ -20,7 +20,7 @@ from services.zoom.app import create_app as create_zoom
 from services.zoom.settings import ZoomSettings
 from shared.blobs import BlobStore
 from shared.clients.replicas import rendezvous_order
-from shared.service.app import problem_response
+from shared.service.problems import problem_response
 from shared.trajectory import TrajectoryGroup, make_group_id
 from tests.rollout.company import RUN, served
 from tests.rollout.scripted_policy import ScriptedPolicy, scripted_app

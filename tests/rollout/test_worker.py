@@ -101,7 +101,7 @@ def test_no_question_or_answer_is_ever_logged(company: Company) -> None:
     until(lambda: len(company.letters()) == 1)
     assert worker.stop(signal.SIGTERM) == 0
     log = company.log.read_text()
-    assert "buried" in log
+    assert "given up" in log
     for secret in (company.problems[0].question, '"disc"', "gold_answer", "clear now"):
         assert secret not in log
 
@@ -127,9 +127,10 @@ def test_a_task_that_is_delivered_twice_appends_once(company: Company) -> None:
     worker = company.start_worker()
     company.feed(0)
     company.send(encode_task(company.task(0)))
-    until(lambda: company.script.num_described == 2)
-    company.gate.set()
+    worker.wait_ready()
     until(lambda: worker.metric('medvr_rollout_groups_total{outcome="duplicate"}') == 1)
+    assert company.script.num_described == 1, "it is in work already"
+    company.gate.set()
     assert len(company.groups(1)) == 1
     num_requests = len(company.script.requests)
     company.send(encode_task(company.task(0)))

@@ -158,6 +158,18 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights() -> None:
 
 
 def test_warm_up_is_linear_and_then_flat() -> None:
-    rates = [learning_rate(step, peak=1.0, warmup_steps=4) for step in range(6)]
-    assert rates == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
-    assert learning_rate(0, peak=0.3, warmup_steps=0) == 0.3
+    def rate(step: int, warmup_steps: int) -> float:
+        return learning_rate(
+            step, peak=1.0, warmup_steps=warmup_steps, max_steps=100, final_share=1.0
+        )
+
+    assert [rate(step, 4) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert rate(0, 0) == 1.0
+
+
+def test_the_rate_falls_to_its_final_share_at_the_last_step() -> None:
+    rates = [
+        learning_rate(step, peak=2.0, warmup_steps=2, max_steps=10, final_share=0.1)
+        for step in (0, 5, 10)
+    ]
+    assert rates == pytest.approx([1.0, 2.0 * 0.55, 0.2])
