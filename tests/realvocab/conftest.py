@@ -4,6 +4,7 @@ import asyncio
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
@@ -47,7 +48,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     losses = warm_up(model, SEED)
     torch.set_num_threads(threads)
     tempt(model)
-    assert losses[-1] < 0.4, "it has not learnt to write calls"
+    assert fmean(losses[-20:]) < 0.4, "it has not learnt to write calls"
     folder = tmp_path_factory.mktemp("qwen-vocabulary")
     save_checkpoint(model, folder)
     return folder
