@@ -53,7 +53,9 @@ def up(settings: UpSettings, console: Console) -> None:
         stack.launch(*services)
         stack.start(zoom)
         if not (examples / "manifest.json").is_file():
-            job = lines.phantoms([examples.name], examples.parent, num_train=0, num_test=_EXAMPLES)
+            job = lines.phantoms(
+                [examples.name], examples.parent, num_train=_EXAMPLES, num_test=_EXAMPLES
+            )
             stack.run_job(job)
         stack.wait_for(*services)
         console.print(
