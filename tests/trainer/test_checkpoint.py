@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 import redis
 import torch
@@ -13,7 +14,7 @@ from services.trainer.model import Policy
 from services.trainer.publish import Publisher
 from shared.errors import WeightsError
 from shared.stream import Fate
-from shared.weights import channel_key, decode_pointer, verify_version
+from shared.weights import DEFAULT_MANIFEST, channel_key, decode_pointer, verify_version
 
 CPU = torch.device("cpu")
 
@@ -83,7 +84,7 @@ def publisher(client: redis.Redis, base: Path, root: Path, keep: int = 4) -> Pub
 def test_a_version_is_an_ordinary_checkpoint_and_the_channel_names_it(
     valkey: redis.Redis, checkpoint: Path, tmp_path: Path, policy: Policy
 ) -> None:
-    (checkpoint / "medvr.json").write_text('{"format": 1}')
+    (checkpoint / "medvr.json").write_bytes(msgspec.json.encode(DEFAULT_MANIFEST))
     with torch.no_grad():
         policy.model.get_input_embeddings().weight.add_(1.0)
     pointer = publisher(valkey, checkpoint, tmp_path).publish(policy, 7)
