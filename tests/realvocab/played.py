@@ -15,7 +15,7 @@ from shared.clients.policy import PolicyClient
 from shared.clients.zoom import ZoomClient
 from shared.problem import AnswerKind
 from shared.render import encode_png
-from shared.trajectory import Trajectory, TrajectoryGroup
+from shared.trajectory import SCHEMA_VERSION, Trajectory, TrajectoryGroup
 from tests.realvocab.warmup import OPTIONS, QUESTION
 
 IMAGE_SIZES = ((336, 280), (300, 300), (420, 150))
@@ -53,6 +53,7 @@ class Attempts:
         """As the trainer receives it, but for the rewards."""
         assert self.opened.prompt is not None
         return TrajectoryGroup(
+            schema_version=SCHEMA_VERSION,
             group_id="g",
             run="r",
             problem_id="p",

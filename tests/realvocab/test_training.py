@@ -155,5 +155,5 @@ async def the_new_version_is_served(stack: RunningStack) -> None:
     prompt = [token_id for ids in turn.segment_token_ids for token_id in ids]
     for folder, is_served in ((published, True), (stack.checkpoint, False)):
         logprobs, _ = Reference(folder).continuation(prompt, [image], turn.token_ids)
-        difference = np.abs(np.array(turn.sampled_logprobs) - logprobs).mean()
+        difference = float(np.abs(np.array(turn.sampled_logprobs) - logprobs).mean())
         assert (difference < 1e-3) is is_served, (folder, difference)
