@@ -274,7 +274,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.rollout", description=__doc__)
     parser.add_argument("--repeats", type=int, default=8, help="pairs per number in flight")
     parser.add_argument(
-        "--in-flight", type=int, nargs="+", default=[1, 4], help="groups at a time; the first is judged"
+        "--in-flight",
+        type=int,
+        nargs="+",
+        default=[1, 4],
+        help="groups at a time; the first is judged",
     )
     parser.add_argument("--group-size", type=int, default=16)
     parser.add_argument("--max-turns", type=int, default=3)
