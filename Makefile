@@ -54,6 +54,9 @@ test: install browser ## All tests, with the real components (under 30 minutes)
 chaos: install ## Kills every process at random moments of a training run, empties Redis, audits the outcome
 	@$(BIN)/python -m tests.chaos $(ARGS)
 
+bench-%: install # One benchmark: make bench-cca, bench-zoom, bench-entropy, bench-rollout
+	@$(BIN)/python -m benchmarks.$* $(ARGS)
+
 check: install ## ruff, pyright, import contracts
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .

@@ -7,7 +7,9 @@ grid of all boxes. Trajectories without a zoom count in |T⁺|, correlated branc
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from services.cca.regions import Grid, Ints, Region, area_px, rectangles, union
+import numpy as np
+
+from services.cca.regions import Grid, Ints, Patch, Region, Unions, area_px
 from shared.api.cca import RewardSettings, ToolRewardArm
 from shared.geometry import Box
 
@@ -19,7 +21,7 @@ OTHER_REWARD = 0.5
 
 
 class TooManyCells(ValueError):
-    """The boxes span a larger grid than is allowed."""
+    """The boxes span larger grids than is allowed."""
 
 
 @dataclass(frozen=True)
@@ -44,22 +46,34 @@ def find_consensus(
 
     Raises `TooManyCells`.
     """
-    grid = Grid.of(box for own in boxes for box in own)
-    if grid.num_cells > max_grid_cells:
-        raise TooManyCells(
-            f"the boxes span a grid of {grid.num_cells} cells, at most {max_grid_cells} are scored"
-        )
-    regions = [union(own) for own in boxes]
-    counts = grid.counts([box for index in agreeing for box in regions[index]])
-    mask = 2 * counts > len(agreeing)
-    region = rectangles(grid, mask)
+    looked = [index for index, own in enumerate(boxes) if own]
+    ious = [0.0] * len(boxes)
+    if not looked:
+        grid = Grid.of(None)
+        return Consensus(len(agreeing), grid, np.zeros(grid.shape, np.int64), [], ious)
+    _refuse_if_over(max_grid_cells, len(looked) * (2 * max(map(len, boxes))) ** 2)
+    unions = Unions.of([boxes[index] for index in looked])
+    grid = Grid.of(unions)
+    _refuse_if_over(max_grid_cells, grid.num_cells)
+    rows_nl, columns_nl = grid.crossings(unions)
+    voting = [place for place, index in enumerate(looked) if index in agreeing]
+    counts = grid.counts(rows_nl[voting], columns_nl[voting], unions.corners_nyx[voting])
+    patch = Patch.of(grid, 2 * counts > len(agreeing))
+    if patch is None:
+        return Consensus(len(agreeing), grid, counts, [], ious)
+    region = patch.rectangles()
     consensus_area_px = area_px(region)
-    inside_px = [grid.area_inside_px(mask, own) for own in regions]
-    ious = [
-        _iou(shared_px, area_px(own), consensus_area_px)
-        for shared_px, own in zip(inside_px, regions, strict=True)
-    ]
+    inside_px = patch.areas_inside_px(rows_nl, columns_nl, unions.corners_nyx)
+    for index, shared_px, own_px in zip(looked, inside_px, unions.areas_px(), strict=True):
+        ious[index] = _iou(shared_px, own_px, consensus_area_px)
     return Consensus(len(agreeing), grid, counts, region, ious)
+
+
+def _refuse_if_over(max_grid_cells: int, num_cells: int) -> None:
+    if num_cells > max_grid_cells:
+        raise TooManyCells(
+            f"the boxes span a grid of {num_cells} cells, at most {max_grid_cells} are scored"
+        )
 
 
 def _iou(shared_px: int, first_px: int, second_px: int) -> float:

@@ -1,16 +1,23 @@
-"""Unions of rectangles, measured exactly on the grid of their own coordinates.
+"""Regions of rectangles, measured exactly on grids of their own coordinates.
 
 Nothing here depends on the size of the image: a region is a list of disjoint rectangles, and a
-coverage is a count per cell of the compressed grid, whose lines are the coordinates that occur.
-Counts are made with a 2-D difference array, areas with a 2-D prefix sum; both are integers.
-Arrays are YX: rows first.
+coverage is a count per cell of a compressed grid, whose lines are the coordinates that occur. All
+trajectories of a group are handled at once, because a call of numpy costs more than the arithmetic
+on the few lines of one. A mask on a grid is summed by parts: Σ mask·f over cells is Σ corner·F over
+its corners, where `corner` is the mask's second difference and F the sum of f to the right of and
+below a line crossing. Numbers are integers throughout, exact below 2^53 where they pass through
+floats.
+
+Legend: n trajectories, k boxes, l lines, y rows, x columns; rows before columns.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import astuple
 
 from shared.geometry import Box, ImageSize
 
@@ -18,6 +25,56 @@ Ints = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 Region = list[Box]
 """Disjoint rectangles, sorted by (y1, x1)."""
+
+
+@dataclass(frozen=True)
+class Unions:
+    """M_i of trajectories that looked at least once, each on the grid of its own lines."""
+
+    xs_nl: Ints
+    """Ascending; a line occurs more than once where boxes share it. Original-image pixels."""
+    ys_nl: Ints
+    corners_nyx: Ints
+    """Second difference of each union's mask at the crossings of its lines."""
+
+    @classmethod
+    def of(cls, boxes: Sequence[Sequence[Box]]) -> "Unions":
+        """Of lists of boxes, none of them empty."""
+        num_boxes = max(map(len, boxes))
+        # Repeating a trajectory's first box makes the lists equally long and changes no union.
+        padded = [[*own, *[own[0]] * (num_boxes - len(own))] for own in boxes]
+        flat = chain.from_iterable(map(astuple, chain.from_iterable(padded)))
+        sides = np.fromiter(flat, np.int64).reshape(len(boxes), num_boxes, 2, 2)
+        low_nk, high_nk = sides[:, :, 0], sides[:, :, 1]
+        lines = np.sort(np.concatenate((low_nk, high_nk), axis=1), axis=1)
+        xs_nl, ys_nl = lines[:, :, 0], lines[:, :, 1]
+        in_x_nkl = _within(xs_nl, low_nk[:, :, 0], high_nk[:, :, 0])
+        in_y_nkl = _within(ys_nl, low_nk[:, :, 1], high_nk[:, :, 1])
+        mask_nyx = np.matmul(in_y_nkl.transpose(0, 2, 1), in_x_nkl) > 0
+        return cls(xs_nl, ys_nl, _corners(mask_nyx))
+
+    def areas_px(self) -> list[int]:
+        """|M_i| of each."""
+        heights = self.ys_nl[:, -1:] - self.ys_nl
+        widths = self.xs_nl[:, -1:] - self.xs_nl
+        areas: list[int] = np.einsum("nyx,ny,nx->n", self.corners_nyx, heights, widths).tolist()
+        return areas
+
+
+def _within(lines_nl: Ints, low_nk: Ints, high_nk: Ints) -> npt.NDArray[np.float32]:
+    """1 where the cell after a line lies in a box: of that box, of that trajectory (nkl)."""
+    lines = lines_nl[:, None, :]
+    inside = (lines >= low_nk[:, :, None]) & (lines < high_nk[:, :, None])
+    return inside.astype(np.float32)
+
+
+def _corners(mask_nyx: Mask) -> Ints:
+    """Second difference: adds up to the mask again, from the left and from above."""
+    num, rows, columns = mask_nyx.shape
+    padded = np.zeros((num, rows + 1, columns + 1), dtype=np.int64)
+    padded[:, 1:, 1:] = mask_nyx
+    by_row = padded[:, 1:] - padded[:, :-1]
+    return by_row[:, :, 1:] - by_row[:, :, :-1]
 
 
 @dataclass(frozen=True)
@@ -29,10 +86,11 @@ class Grid:
     ys: Ints
 
     @classmethod
-    def of(cls, boxes: Iterable[Box]) -> "Grid":
-        """The coarsest grid on which every box is a block of cells."""
-        corners = np.array([box.as_tuple() for box in boxes], dtype=np.int64).reshape(-1, 4)
-        return cls(xs=np.unique(corners[:, [0, 2]]), ys=np.unique(corners[:, [1, 3]]))
+    def of(cls, unions: Unions | None) -> "Grid":
+        """The coarsest grid on which every union is a set of cells; empty for none."""
+        if unions is None:
+            return cls(np.zeros(0, np.int64), np.zeros(0, np.int64))
+        return cls(_distinct(unions.xs_nl), _distinct(unions.ys_nl))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -44,65 +102,95 @@ class Grid:
         """Rows times columns."""
         return self.shape[0] * self.shape[1]
 
-    def cell_areas_px(self) -> Ints:
-        """Area of each cell, YX."""
-        return np.diff(self.ys)[:, None] * np.diff(self.xs)[None, :]
+    def crossings(self, unions: Unions) -> tuple[Ints, Ints]:
+        """Row and column on this grid of the lines of each union (nl)."""
+        return np.searchsorted(self.ys, unions.ys_nl), np.searchsorted(self.xs, unions.xs_nl)
 
-    def counts(self, boxes: Sequence[Box]) -> Ints:
-        """How many of the boxes cover each cell, YX; their corners must be grid lines."""
-        rows, columns = self.shape
-        difference = np.zeros((rows + 1, columns + 1), dtype=np.int64)
-        if boxes:
-            x1, y1, x2, y2 = self._lines(boxes)
-            np.add.at(difference, (y1, x1), 1)
-            np.add.at(difference, (y1, x2), -1)
-            np.add.at(difference, (y2, x1), -1)
-            np.add.at(difference, (y2, x2), 1)
-        return difference.cumsum(axis=0).cumsum(axis=1)[:rows, :columns]
-
-    def area_inside_px(self, mask: Mask, boxes: Sequence[Box]) -> int:
-        """Area of the mask inside disjoint boxes whose corners are grid lines."""
-        if not boxes:
-            return 0
-        table = np.zeros((self.shape[0] + 1, self.shape[1] + 1), dtype=np.int64)
-        table[1:, 1:] = (mask * self.cell_areas_px()).cumsum(axis=0).cumsum(axis=1)
-        x1, y1, x2, y2 = self._lines(boxes)
-        return int((table[y2, x2] - table[y1, x2] - table[y2, x1] + table[y1, x1]).sum())
-
-    def _lines(self, boxes: Sequence[Box]) -> tuple[Ints, Ints, Ints, Ints]:
-        """Indices of the grid lines of the boxes' sides: x1, y1, x2, y2."""
-        corners = np.array([box.as_tuple() for box in boxes], dtype=np.int64)
-        columns = np.searchsorted(self.xs, corners[:, [0, 2]])
-        rows = np.searchsorted(self.ys, corners[:, [1, 3]])
-        return columns[:, 0], rows[:, 0], columns[:, 1], rows[:, 1]
+    def counts(self, rows_nl: Ints, columns_nl: Ints, corners_nyx: Ints) -> Ints:
+        """How many of the unions cover each cell, YX."""
+        shape = len(self.ys), len(self.xs)
+        flat = rows_nl[:, :, None] * shape[1] + columns_nl[:, None, :]
+        corners = np.bincount(flat.ravel(), corners_nyx.ravel(), minlength=shape[0] * shape[1])
+        counts = corners.astype(np.int64).reshape(shape)
+        counts.cumsum(axis=0, out=counts).cumsum(axis=1, out=counts)
+        return counts[:-1, :-1]
 
 
-def rectangles(grid: Grid, mask: Mask) -> Region:
-    """A mask as disjoint rectangles: maximal runs along x, merged while the run stays the same."""
+def _distinct(lines: Ints) -> Ints:
+    """Ascending, without repetitions (`np.unique` takes three times as long for a few lines)."""
+    ordered = np.sort(lines, axis=None)
+    is_first = np.empty(ordered.size, dtype=bool)
+    is_first[0] = True
+    np.not_equal(ordered[1:], ordered[:-1], out=is_first[1:])
+    return ordered[is_first]
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A mask on a grid, cut down to the rows and columns in which it is set."""
+
+    top: int
+    """Row of the grid."""
+    left: int
+    xs: Ints
+    """Lines of the grid around the patch."""
+    ys: Ints
+    mask: Mask
+    """YX; has at least one cell."""
+
+    @classmethod
+    def of(cls, grid: Grid, mask: Mask) -> "Patch | None":
+        """The patch of a mask; None if nothing is set."""
+        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+        if not rows.size:
+            return None
+        top, bottom = int(rows[0]), int(rows[-1]) + 1
+        left, right = int(columns[0]), int(columns[-1]) + 1
+        xs, ys = grid.xs[left : right + 1], grid.ys[top : bottom + 1]
+        return cls(top, left, xs, ys, mask[top:bottom, left:right])
+
+    def areas_inside_px(self, rows_nl: Ints, columns_nl: Ints, corners_nyx: Ints) -> list[int]:
+        """Area of the mask inside each union, whose lines are given as rows and columns."""
+        num_rows, num_columns = self.mask.shape
+        beyond = np.zeros((num_rows + 1, num_columns + 1), dtype=np.int64)
+        widths, heights = self.xs[1:] - self.xs[:-1], self.ys[1:] - self.ys[:-1]
+        np.multiply(self.mask, widths, out=beyond[:-1, :-1])
+        beyond[:-1] *= heights[:, None]
+        turned = beyond[::-1, ::-1]
+        turned.cumsum(axis=0, out=turned).cumsum(axis=1, out=turned)
+        rows = np.clip(rows_nl - self.top, 0, num_rows)
+        columns = np.clip(columns_nl - self.left, 0, num_columns)
+        at = beyond.ravel()[rows[:, :, None] * (num_columns + 1) + columns[:, None, :]]
+        areas: list[int] = np.einsum("nyx,nyx->n", corners_nyx, at).tolist()
+        return areas
+
+    def rectangles(self) -> Region:
+        """Disjoint rectangles: maximal runs along x, merged while the run stays the same."""
+        num_rows, num_columns = self.mask.shape
+        padded = np.zeros((num_rows + 2, num_columns + 2), dtype=bool)
+        padded[1:-1, 1:-1] = self.mask
+        edges = padded[1:, 1:] != padded[1:, :-1]
+        above = padded[:-1, 1:] != padded[:-1, :-1]
+        changed = np.flatnonzero((edges != above).any(axis=1))
+        rows, columns = np.nonzero(edges[changed])
+        xs, ys = self.xs.tolist(), self.ys[changed].tolist()
+        runs_by_row: list[set[tuple[int, int]]] = [set() for _ in ys]
+        ends = iter(columns.tolist())
+        for row in rows[::2].tolist():
+            runs_by_row[row].add((xs[next(ends)], xs[next(ends)]))
+        return _merged(ys, runs_by_row)
+
+
+def _merged(ys: Sequence[int], runs_by_row: Sequence[set[tuple[int, int]]]) -> Region:
+    """Runs that begin at each of the ys, as rectangles; the last row has none."""
     done: Region = []
     begun: dict[tuple[int, int], int] = {}
-    for row in range(grid.shape[0]):
-        runs = _runs(grid, mask[row])
-        y = int(grid.ys[row])
-        for run in [run for run in begun if run not in runs]:
+    for y, runs in zip(ys, runs_by_row, strict=True):
+        for run in begun.keys() - runs:
             done.append(Box(run[0], begun.pop(run), run[1], y))
         for run in runs:
             begun.setdefault(run, y)
-    bottom = int(grid.ys[-1]) if begun else 0
-    done += [Box(run[0], y, run[1], bottom) for run, y in begun.items()]
     return sorted(done, key=lambda box: (box.y1, box.x1))
-
-
-def _runs(grid: Grid, cells: Mask) -> list[tuple[int, int]]:
-    """Maximal runs of set cells of one grid row, as (x1, x2)."""
-    edges = np.flatnonzero(np.diff(cells.astype(np.int8), prepend=0, append=0))
-    return [(int(grid.xs[a]), int(grid.xs[b])) for a, b in edges.reshape(-1, 2)]
-
-
-def union(boxes: Sequence[Box]) -> Region:
-    """M_i: the union of boxes as disjoint rectangles."""
-    grid = Grid.of(boxes)
-    return rectangles(grid, grid.counts(boxes) > 0)
 
 
 def area_px(region: Region) -> int:

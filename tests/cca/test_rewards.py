@@ -244,7 +244,7 @@ async def test_boxes_that_span_too_large_a_grid_are_refused() -> None:
     async with httpx.AsyncClient(transport=transport) as client:
         cca = CcaClient("http://cca", client)
         await cca.score(group(attempt("A", HERE)))
-        with pytest.raises(CcaError, match="grid of 9 cells, at most 8") as caught:
+        with pytest.raises(CcaError, match="cells, at most 8 are scored") as caught:
             await cca.score(group(attempt("A", HERE, THERE)))
         assert not caught.value.is_transient
 

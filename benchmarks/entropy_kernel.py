@@ -1,0 +1,80 @@
+# pyright: basic
+"""The entropy kernel beside vLLM's own sampler, on logits as a full-size policy makes them.
+
+Both run in this process on one thread: `services.policy.entropy.entropy_nats`, and the sampler as
+our requests use it (temperature 1, a seed per request, the log-probability of the sampled token).
+"""
+
+import os
+from collections.abc import Callable
+
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # as the policy server on CPU does
+
+import torch
+
+from benchmarks.pairs import Pairs, measure_calls
+from services.policy.entropy import entropy_nats
+from services.policy.torchvision_ops import declare_torchvision_operators
+
+declare_torchvision_operators()
+
+from vllm.v1.sample.logits_processor import LogitsProcessors  # noqa: E402
+from vllm.v1.sample.metadata import SamplingMetadata  # noqa: E402
+from vllm.v1.sample.sampler import Sampler  # noqa: E402
+
+
+def draw_logits(rows: int, vocabulary: int, seed: int = 0) -> torch.Tensor:
+    """Peaked logits with a few forbidden tokens, float32."""
+    generator = torch.Generator().manual_seed(seed)
+    logits_rv = 2.5 * torch.randn(rows, vocabulary, generator=generator)
+    logits_rv[:, :8] += 12.0
+    logits_rv[:, -5:] = -torch.inf
+    return logits_rv
+
+
+def sampler_of(rows: int) -> Callable[[torch.Tensor], object]:
+    """One step of vLLM's sampler for `rows` seeded requests."""
+    nothing = torch.empty(0)
+    metadata = SamplingMetadata(
+        temperature=torch.ones(rows),
+        all_greedy=False,
+        all_random=True,
+        top_p=None,
+        top_k=None,
+        generators={row: torch.Generator().manual_seed(row) for row in range(rows)},
+        max_num_logprobs=0,
+        no_penalties=True,
+        prompt_token_ids=None,
+        frequency_penalties=nothing,
+        presence_penalties=nothing,
+        repetition_penalties=nothing,
+        output_token_ids=[[] for _ in range(rows)],
+        allowed_token_ids_mask=None,
+        bad_words_token_ids={},
+        logitsprocs=LogitsProcessors(),
+    )
+    sampler = Sampler(logprobs_mode="processed_logprobs")
+    return lambda logits_rv: sampler(logits_rv, metadata)
+
+
+def reference_nats(logits_rv: torch.Tensor) -> torch.Tensor:
+    """H_t in float64, straight from its definition."""
+    probabilities_rv = torch.softmax(logits_rv.double(), dim=-1)
+    return torch.special.entr(probabilities_rv).sum(dim=-1)
+
+
+def measure_kernel(rows: int, vocabulary: int, repeats: int) -> tuple[Pairs, float]:
+    """Entropy and sampler, seconds each; and the largest error of the entropy in nats."""
+    torch.set_num_threads(1)
+    logits_rv = draw_logits(rows, vocabulary)
+    error = float((entropy_nats(logits_rv).double() - reference_nats(logits_rv)).abs().max())
+    sample = sampler_of(rows)
+    sample(logits_rv.clone())
+    with torch.inference_mode():
+        pairs = measure_calls(
+            lambda: entropy_nats(logits_rv),
+            lambda: sample(logits_rv),
+            repeats=repeats,
+            title=f"kernel {rows} x {vocabulary}",
+        )
+    return pairs, error

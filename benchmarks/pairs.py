@@ -1,0 +1,103 @@
+"""Two ways of doing the same thing, measured in turns.
+
+The machine is shared and its speed drifts, so nothing is compared across time: every repetition
+runs both, in changing order, and only the ratios of neighbours count. The median of them is
+reported with the quartiles.
+"""
+
+import asyncio
+import statistics
+import sys
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from tqdm import tqdm
+
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and quartiles of repeated measurements."""
+
+    low: float
+    median: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        """Of at least one value."""
+        if len(values) == 1:
+            return cls(values[0], values[0], values[0])
+        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+        return cls(low, median, high)
+
+    def as_list(self) -> list[float]:
+        """[median, low, high]."""
+        return [self.median, self.low, self.high]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What each side took, repetition by repetition."""
+
+    first: list[float]
+    second: list[float]
+
+    def ratio(self) -> Spread:
+        """first / second of each repetition."""
+        return Spread.of([a / b for a, b in zip(self.first, self.second, strict=True)])
+
+    def times(self) -> tuple[Spread, Spread]:
+        """Of the two sides apart."""
+        return Spread.of(self.first), Spread.of(self.second)
+
+
+async def measure_pairs(
+    first: Callable[[int], Awaitable[float]],
+    second: Callable[[int], Awaitable[float]],
+    *,
+    repeats: int,
+    title: str,
+) -> Pairs:
+    """Both sides `repeats` times, in changing order; each returns what it measured.
+
+    They are given the number of the repetition, so that both can do the same work.
+    """
+    taken: tuple[list[float], list[float]] = ([], [])
+    for repeat in progress(range(repeats), title):
+        sides = (0, 1) if repeat % 2 == 0 else (1, 0)
+        for side in sides:
+            taken[side].append(await (first, second)[side](repeat))
+    return Pairs(*taken)
+
+
+def measure_calls(
+    first: Callable[[], object],
+    second: Callable[[], object],
+    *,
+    repeats: int,
+    title: str,
+    clock: Clock = time.thread_time,
+) -> Pairs:
+    """The same for calls of this thread.
+
+    They are timed by the thread's processor time: what others do on the machine is not in it.
+    """
+
+    def timed(call: Callable[[], object]) -> Callable[[int], Awaitable[float]]:
+        async def run(_: int) -> float:
+            started = clock()
+            call()
+            return clock() - started
+
+        return run
+
+    return asyncio.run(measure_pairs(timed(first), timed(second), repeats=repeats, title=title))
+
+
+def progress(steps: range, title: str) -> "tqdm[int]":
+    """A progress bar on stderr; a line every now and then where there is no terminal."""
+    pace_s = 0.2 if sys.stderr.isatty() else 10.0
+    return tqdm(steps, desc=title, mininterval=pace_s, leave=sys.stderr.isatty())
