@@ -1,19 +1,22 @@
 # pyright: basic
 """The entropy kernel beside vLLM's own sampler, on logits as a full-size policy makes them.
 
-Both run in this process on one thread: `services.policy.entropy.entropy_nats`, and the sampler as
-our requests use it (temperature 1, a seed per request, the log-probability of the sampled token).
+All run in this process on one thread: `entropy_nats`, the whole of what the policy's plugin does in
+a step (entropy, log-probability and choice of every row's token, reproducible from a seed), and
+vLLM's sampler as an ordinary request at temperature 1 uses it (no seed, the log-probability of the
+sampled token).
 """
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # as the policy server on CPU does
 
 import torch
 
 from benchmarks.pairs import Pairs, measure_calls
-from services.policy.entropy import entropy_nats
+from services.policy.entropy import Choice, Chooser, EntropyTable, Record, entropy_nats
 from services.policy.torchvision_ops import declare_torchvision_operators
 
 declare_torchvision_operators()
@@ -33,7 +36,7 @@ def draw_logits(rows: int, vocabulary: int, seed: int = 0) -> torch.Tensor:
 
 
 def sampler_of(rows: int) -> Callable[[torch.Tensor], object]:
-    """One step of vLLM's sampler for `rows` seeded requests."""
+    """One step of vLLM's sampler for so many requests."""
     nothing = torch.empty(0)
     metadata = SamplingMetadata(
         temperature=torch.ones(rows),
@@ -41,7 +44,7 @@ def sampler_of(rows: int) -> Callable[[torch.Tensor], object]:
         all_random=True,
         top_p=None,
         top_k=None,
-        generators={row: torch.Generator().manual_seed(row) for row in range(rows)},
+        generators={},
         max_num_logprobs=0,
         no_penalties=True,
         prompt_token_ids=None,
@@ -63,18 +66,41 @@ def reference_nats(logits_rv: torch.Tensor) -> torch.Tensor:
     return torch.special.entr(probabilities_rv).sum(dim=-1)
 
 
-def measure_kernel(rows: int, vocabulary: int, repeats: int) -> tuple[Pairs, float]:
-    """Entropy and sampler, seconds each; and the largest error of the entropy in nats."""
+@dataclass(frozen=True)
+class Kernel:
+    """What was measured; seconds."""
+
+    entropy: Pairs
+    """The entropy alone, and the sampler."""
+    step: Pairs
+    """All that the plugin does, and the sampler."""
+    largest_error_nats: float
+
+
+def measure_kernel(rows: int, vocabulary: int, repeats: int) -> Kernel:
+    """The plugin's work beside the sampler's, on the same logits."""
     torch.set_num_threads(1)
     logits_rv = draw_logits(rows, vocabulary)
     error = float((entropy_nats(logits_rv).double() - reference_nats(logits_rv)).abs().max())
     sample = sampler_of(rows)
-    sample(logits_rv.clone())
+    chooser = Chooser(EntropyTable(), logits_rv.device)
+    records = {row: Record(str(row), [], Choice(seed=row)) for row in range(rows)}
+    scratch_rv = logits_rv.clone()
+
+    def against(call: Callable[[torch.Tensor], object], title: str) -> Pairs:
+        def restored() -> torch.Tensor:
+            return scratch_rv.copy_(logits_rv)  # both may write into the logits
+
+        def timed(one: Callable[[torch.Tensor], object]) -> Callable[[], object]:
+            return lambda: one(restored())
+
+        label = f"{title}, {rows} x {vocabulary}"
+        return measure_calls(timed(call), timed(sample), repeats=repeats, title=label)
+
     with torch.inference_mode():
-        pairs = measure_calls(
-            lambda: entropy_nats(logits_rv),
-            lambda: sample(logits_rv),
-            repeats=repeats,
-            title=f"kernel {rows} x {vocabulary}",
+        sample(scratch_rv)
+        return Kernel(
+            entropy=against(entropy_nats, "entropy"),
+            step=against(lambda logits: chooser.choose(logits, records), "entropy and choice"),
+            largest_error_nats=error,
         )
-    return pairs, error

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-Clock = Callable[[], float]
-
 
 @dataclass(frozen=True)
 class Spread:
@@ -79,22 +77,24 @@ def measure_calls(
     *,
     repeats: int,
     title: str,
-    clock: Clock = time.thread_time,
+    second_calls: int = 1,
 ) -> Pairs:
-    """The same for calls of this thread.
+    """The same for calls of this thread; `second_calls` of the second in a row, and their mean.
 
     They are timed by the thread's processor time: what others do on the machine is not in it.
     """
 
-    def timed(call: Callable[[], object]) -> Callable[[int], Awaitable[float]]:
+    def timed(call: Callable[[], object], calls: int) -> Callable[[int], Awaitable[float]]:
         async def run(_: int) -> float:
-            started = clock()
-            call()
-            return clock() - started
+            started = time.thread_time()
+            for _ in range(calls):
+                call()
+            return (time.thread_time() - started) / calls
 
         return run
 
-    return asyncio.run(measure_pairs(timed(first), timed(second), repeats=repeats, title=title))
+    sides = timed(first, 1), timed(second, second_calls)
+    return asyncio.run(measure_pairs(*sides, repeats=repeats, title=title))
 
 
 def progress(steps: range, title: str) -> "tqdm[int]":

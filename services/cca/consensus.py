@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from services.cca.regions import Grid, Ints, Patch, Region, Unions, area_px
+from services.cca.regions import Grid, Ints, Patch, Region, Unions
 from shared.api.cca import RewardSettings, ToolRewardArm
 from shared.geometry import Box
 
@@ -58,15 +58,14 @@ def find_consensus(
     rows_nl, columns_nl = grid.crossings(unions)
     voting = [place for place, index in enumerate(looked) if index in agreeing]
     counts = grid.counts(rows_nl[voting], columns_nl[voting], unions.corners_nyx[voting])
-    patch = Patch.of(grid, 2 * counts > len(agreeing))
+    patch = Patch.of(grid, counts > len(agreeing) // 2)  # exactly where 2·C > |T⁺|
     if patch is None:
         return Consensus(len(agreeing), grid, counts, [], ious)
-    region = patch.rectangles()
-    consensus_area_px = area_px(region)
-    inside_px = patch.areas_inside_px(rows_nl, columns_nl, unions.corners_nyx)
+    areas = patch.areas_px()
+    inside_px = patch.areas_inside_px(areas, rows_nl, columns_nl, unions.corners_nyx)
     for index, shared_px, own_px in zip(looked, inside_px, unions.areas_px(), strict=True):
-        ious[index] = _iou(shared_px, own_px, consensus_area_px)
-    return Consensus(len(agreeing), grid, counts, region, ious)
+        ious[index] = _iou(shared_px, own_px, int(areas[-1, -1]))
+    return Consensus(len(agreeing), grid, counts, patch.rectangles(), ious)
 
 
 def _refuse_if_over(max_grid_cells: int, num_cells: int) -> None:

@@ -4,9 +4,8 @@ Nothing here depends on the size of the image: a region is a list of disjoint re
 coverage is a count per cell of a compressed grid, whose lines are the coordinates that occur. All
 trajectories of a group are handled at once, because a call of numpy costs more than the arithmetic
 on the few lines of one. A mask on a grid is summed by parts: Σ mask·f over cells is Σ corner·F over
-its corners, where `corner` is the mask's second difference and F the sum of f to the right of and
-below a line crossing. Numbers are integers throughout, exact below 2^53 where they pass through
-floats.
+line crossings, where `corner` is the mask's second difference and F the sum of f to the left of and
+above a crossing. Numbers are integers throughout, exact below 2^53 where they pass through floats.
 
 Legend: n trajectories, k boxes, l lines, y rows, x columns; rows before columns.
 """
@@ -55,9 +54,9 @@ class Unions:
 
     def areas_px(self) -> list[int]:
         """|M_i| of each."""
-        heights = self.ys_nl[:, -1:] - self.ys_nl
-        widths = self.xs_nl[:, -1:] - self.xs_nl
-        areas: list[int] = np.einsum("nyx,ny,nx->n", self.corners_nyx, heights, widths).tolist()
+        areas: list[int] = np.einsum(
+            "nyx,ny,nx->n", self.corners_nyx, self.ys_nl, self.xs_nl
+        ).tolist()
         return areas
 
 
@@ -111,9 +110,16 @@ class Grid:
         shape = len(self.ys), len(self.xs)
         flat = rows_nl[:, :, None] * shape[1] + columns_nl[:, None, :]
         corners = np.bincount(flat.ravel(), corners_nyx.ravel(), minlength=shape[0] * shape[1])
-        counts = corners.astype(np.int64).reshape(shape)
-        counts.cumsum(axis=0, out=counts).cumsum(axis=1, out=counts)
-        return counts[:-1, :-1]
+        return _sums(corners.astype(np.int64).reshape(shape))[:-1, :-1]
+
+
+def _sums(cells: Ints) -> Ints:
+    """Of all cells to the left of and above each, itself included.
+
+    Turned in between, because numpy adds up along rows four times as fast as along columns.
+    """
+    by_row = np.ascontiguousarray(cells.cumsum(axis=1).T)
+    return by_row.cumsum(axis=1, out=by_row).T
 
 
 def _distinct(lines: Ints) -> Ints:
@@ -149,20 +155,24 @@ class Patch:
         xs, ys = grid.xs[left : right + 1], grid.ys[top : bottom + 1]
         return cls(top, left, xs, ys, mask[top:bottom, left:right])
 
-    def areas_inside_px(self, rows_nl: Ints, columns_nl: Ints, corners_nyx: Ints) -> list[int]:
-        """Area of the mask inside each union, whose lines are given as rows and columns."""
+    def areas_px(self) -> Ints:
+        """Area of the mask to the left of and above each crossing of the patch's lines, YX."""
+        cells = self.mask * (self.xs[1:] - self.xs[:-1])
+        cells *= (self.ys[1:] - self.ys[:-1])[:, None]
+        areas = np.zeros((self.mask.shape[0] + 1, self.mask.shape[1] + 1), dtype=np.int64)
+        areas[1:, 1:] = _sums(cells)
+        return areas
+
+    def areas_inside_px(
+        self, areas: Ints, rows_nl: Ints, columns_nl: Ints, corners_nyx: Ints
+    ) -> list[int]:
+        """Area of the mask inside each union, from `areas_px`; lines are rows and columns."""
         num_rows, num_columns = self.mask.shape
-        beyond = np.zeros((num_rows + 1, num_columns + 1), dtype=np.int64)
-        widths, heights = self.xs[1:] - self.xs[:-1], self.ys[1:] - self.ys[:-1]
-        np.multiply(self.mask, widths, out=beyond[:-1, :-1])
-        beyond[:-1] *= heights[:, None]
-        turned = beyond[::-1, ::-1]
-        turned.cumsum(axis=0, out=turned).cumsum(axis=1, out=turned)
         rows = np.clip(rows_nl - self.top, 0, num_rows)
         columns = np.clip(columns_nl - self.left, 0, num_columns)
-        at = beyond.ravel()[rows[:, :, None] * (num_columns + 1) + columns[:, None, :]]
-        areas: list[int] = np.einsum("nyx,nyx->n", corners_nyx, at).tolist()
-        return areas
+        at = areas.ravel()[rows[:, :, None] * (num_columns + 1) + columns[:, None, :]]
+        inside: list[int] = np.einsum("nyx,nyx->n", corners_nyx, at).tolist()
+        return inside
 
     def rectangles(self) -> Region:
         """Disjoint rectangles: maximal runs along x, merged while the run stays the same."""
