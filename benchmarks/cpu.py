@@ -1,41 +1,48 @@
-"""Processor time of processes and all they started, from /proc.
+"""Processor time of processes and all they started.
 
 What a shared machine adds to the clock on the wall is not in it, so shares of it can be compared
 where seconds cannot.
 """
 
-import os
-from collections import defaultdict
 from collections.abc import Iterable
-from pathlib import Path
+from contextlib import suppress
 
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-_PPID, _UTIME, _CSTIME = 1, 11, 14
-"""Fields after the command name in /proc/<pid>/stat: parent, and user, system, children's times."""
+import psutil
 
 
 def cpu_seconds(pid: int) -> float:
-    """Of a process, its living descendants and those of them that were waited for."""
-    return cpu_seconds_of([pid])[pid]
+    """Of a process and its living descendants, and of those of them that were waited for."""
+    return own_cpu_seconds(pid) + descendants_cpu_seconds(pid)
 
 
-def cpu_seconds_of(pids: Iterable[int]) -> dict[int, float]:
-    """The same for several, from one look at /proc; 0 for one that is gone."""
-    seconds: dict[int, float] = {}
-    children: dict[int, list[int]] = defaultdict(list)
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdecimal():
-            continue
-        try:
-            stat = (entry / "stat").read_text()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        fields = stat.rpartition(")")[2].split()
-        pid = int(entry.name)
-        children[int(fields[_PPID])].append(pid)
-        seconds[pid] = sum(map(int, fields[_UTIME : _CSTIME + 1])) / _TICKS_PER_S
+def cpu_seconds_of(pids: Iterable[int]) -> float:
+    """The sum over several."""
+    return sum(map(cpu_seconds, pids))
 
-    def total(pid: int) -> float:
-        return seconds.get(pid, 0.0) + sum(map(total, children[pid]))
 
-    return {pid: total(pid) for pid in pids}
+def own_cpu_seconds(pid: int) -> float:
+    """Of a process and those of its children that were waited for; 0 if it is gone."""
+    try:
+        times = psutil.Process(pid).cpu_times()
+    except psutil.NoSuchProcess:
+        return 0.0
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def descendants_cpu_seconds(pid: int) -> float:
+    """Of a process's living descendants."""
+    with suppress(psutil.NoSuchProcess):
+        children = psutil.Process(pid).children(recursive=True)
+        return sum(own_cpu_seconds(child.pid) for child in children)
+    return 0.0
+
+
+def machine_busy_seconds() -> float:
+    """Of all processors since the machine started, whoever used them."""
+    times = psutil.cpu_times()
+    return times.user + times.nice + times.system + times.irq + times.softirq
+
+
+def num_processors() -> int:
+    """That this process may use."""
+    return len(psutil.Process().cpu_affinity())

@@ -123,7 +123,7 @@ class Measurement:
         )
 
     def _cpu_s(self) -> float:
-        return sum(cpu_seconds_of(self._pids).values())
+        return cpu_seconds_of(self._pids)
 
     def _count_branches(self, num_prompt_tokens: int) -> None:
         """A request of tokens alone that is longer than the prompt is the first of a branch."""

@@ -24,6 +24,7 @@ from services.clinic.transport import FORM_ALLOWANCE_BYTES, BodyLimit, SecurityH
 from shared.api.clinic import RESEARCH_NOTICE
 from shared.blobs import BlobStore
 from shared.clients.cca import CcaClient
+from shared.clients.http import open_client
 from shared.clients.policy import PolicyClient
 from shared.clients.ready import some_replica_answers
 from shared.clients.zoom import ZoomClient
@@ -51,7 +52,7 @@ def create_app(settings: ClinicSettings, http: httpx.AsyncClient | None = None) 
     registry = CollectorRegistry()
     metrics = ClinicMetrics(registry)
     timeout = httpx.Timeout(settings.case_timeout_s, connect=5.0)
-    client = http or httpx.AsyncClient(timeout=timeout, trust_env=False)
+    client = http or open_client(timeout)
     blobs = BlobStore(settings.blob_url)
     neighbours = Neighbours(
         policy=PolicyClient(settings.policy_url, client),

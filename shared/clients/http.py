@@ -9,7 +9,9 @@ attempt. A read that timed out is not retried: the service may still be working 
 the `httpx.AsyncClient` closes it.
 
 Kept cheap because a rollout makes thousands of calls on a shared core: URLs are parsed once,
-bodies go from and to pydantic as bytes, no environment or redirect is looked at.
+bodies go from and to pydantic as bytes, no environment or redirect is looked at, and connections
+are aiohttp's (httpx's own pool looks at every open connection twice per request, which with 64 of
+them cost 8 ms of processor time a call against 0.3).
 """
 
 import asyncio
@@ -21,6 +23,7 @@ from typing import Self, TypeVar, cast
 
 import httpx
 import msgspec
+from httpx_aiohttp import AiohttpTransport
 from pydantic import BaseModel, ValidationError
 
 from shared.clients.replicas import Replicas
@@ -30,7 +33,7 @@ from shared.service.logs import REQUEST_ID_HEADER, request_id
 M = TypeVar("M", bound=BaseModel)
 
 DEFAULT_TIMEOUT = httpx.Timeout(120.0, connect=5.0)
-_POOL = httpx.Limits(max_connections=256, max_keepalive_connections=64, keepalive_expiry=30.0)
+_POOL = httpx.Limits(max_connections=256, keepalive_expiry=30.0)
 _JSON = {"content-type": "application/json"}
 _TRANSIENT_STATUSES = frozenset({408, 429, 502, 503, 504})
 _BROKEN_CONNECTION = (
@@ -106,13 +109,7 @@ class HttpBoundary:
         self._error_type = error_type
         self._retries = retries or Retries()
         self._owns_client = client is None
-        self._client = client or httpx.AsyncClient(
-            timeout=timeout,
-            limits=_POOL,
-            trust_env=False,
-            # Loading the certificate store takes 20 ms; a plain-text URL never needs it.
-            verify=self._replicas.has_tls,
-        )
+        self._client = client or open_client(timeout, has_tls=self._replicas.has_tls)
         self._urls: dict[str, httpx.URL] = {}
 
     def of(self, key: str) -> Self:
@@ -293,6 +290,15 @@ class HttpBoundary:
     def _unreachable(self, url: str, error: httpx.TransportError) -> BoundaryError:
         what = type(error).__name__
         return self.error(f"{url} did not answer ({what}: {error})", is_transient=True)
+
+
+def open_client(timeout: httpx.Timeout, *, has_tls: bool = True) -> httpx.AsyncClient:
+    """A pool of connections; whoever opens it closes it.
+
+    Loading the certificate store takes 20 ms, so it is left out where no URL has TLS.
+    """
+    transport = AiohttpTransport(verify=has_tls, trust_env=False, limits=_POOL)
+    return httpx.AsyncClient(transport=transport, timeout=timeout, trust_env=False)
 
 
 def encode(body: BaseModel) -> bytes:
