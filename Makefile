@@ -11,10 +11,10 @@ TORCH_INDEX := https://download.pytorch.org/whl/cpu
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 ARGS ?=
 
-.PHONY: help install demo demo-compare up down status test chaos check format browser tiny-base tiny-trained clean
+.PHONY: help install demo demo-compare up down status test chaos bench check format browser tiny-base tiny-trained clean
 
 help: ## Lists the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo '  Flags are passed on with ARGS, e.g. make demo ARGS=--resume (or --fresh, --help).'
 
@@ -54,7 +54,10 @@ test: install browser ## All tests, with the real components (under 30 minutes)
 chaos: install ## Kills every process at random moments of a training run, empties Redis, audits the outcome
 	@$(BIN)/python -m tests.chaos $(ARGS)
 
-bench-%: install # One benchmark: make bench-cca, bench-zoom, bench-entropy, bench-rollout
+bench: install ## All benchmarks; refreshes the table in benchmarks/README.md (about 15 minutes)
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+bench-%: install ## One: bench-cca, bench-zoom, bench-entropy, bench-rollout, bench-loop
 	@$(BIN)/python -m benchmarks.$* $(ARGS)
 
 check: install ## ruff, pyright, import contracts

@@ -24,12 +24,12 @@ from benchmarks.cpu import (
     own_cpu_seconds,
 )
 from benchmarks.outcome import Figure, Outcome, make_outcome, print_outcome
-from benchmarks.pairs import progress
 from benchmarks.services import CHECKPOINT, FOLDER, benchmark_stack
 from services.local.demo_settings import Arm, DemoPlan
 from services.local.processes import CommandLines
 from services.local.stack import Stack, describe_end
 from services.local.supervisor import ChildState
+from shared.progress import progress
 from shared.weights import TRAIN_CHANNEL
 
 ARM = Arm.MEDVR
@@ -146,7 +146,7 @@ def start(stack: Stack, lines: CommandLines, plan: DemoPlan, model: Path) -> Non
 
 def measure(loop: Loop, warm_up: int, num_steps: int) -> tuple[Moment, Moment, list[Step]]:
     """The machine after the warm-up and at the end, and the steps in between."""
-    with progress(range(warm_up + num_steps), "training") as bar:
+    with progress(title="training", total=warm_up + num_steps) as bar:
 
         def seen(number: int) -> None:
             bar.update(number - bar.n)

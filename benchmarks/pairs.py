@@ -7,12 +7,11 @@ reported with the quartiles.
 
 import asyncio
 import statistics
-import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
-from tqdm import tqdm
+from shared.progress import progress
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ async def measure_pairs(
     They are given the number of the repetition, so that both can do the same work.
     """
     taken: tuple[list[float], list[float]] = ([], [])
-    for repeat in progress(range(repeats), title):
+    for repeat in progress(range(repeats), title=title, unit="pair"):
         sides = (0, 1) if repeat % 2 == 0 else (1, 0)
         for side in sides:
             taken[side].append(await (first, second)[side](repeat))
@@ -95,9 +94,3 @@ def measure_calls(
 
     sides = timed(first, 1), timed(second, second_calls)
     return asyncio.run(measure_pairs(*sides, repeats=repeats, title=title))
-
-
-def progress(steps: range, title: str) -> "tqdm[int]":
-    """A progress bar on stderr; a line every now and then where there is no terminal."""
-    pace_s = 0.2 if sys.stderr.isatty() else 10.0
-    return tqdm(steps, desc=title, mininterval=pace_s, leave=sys.stderr.isatty())

@@ -18,12 +18,13 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.outcome import Figure, Outcome, make_outcome, print_outcome
-from benchmarks.pairs import Pairs, measure_pairs, progress
+from benchmarks.pairs import Pairs, measure_pairs
 from benchmarks.services import FOLDER, benchmark_stack
 from shared.api.zoom import CropRequest, PixelLimitsModel
 from shared.blobs import sha256_hex
 from shared.clients.zoom import ZoomClient
 from shared.geometry import Box, PixelLimits
+from shared.progress import progress
 from shared.render import encode_png, show_region
 
 AIM = ">= 5"
@@ -102,7 +103,7 @@ class Measurement:
 
     async def under_load(self, num_requests: int, num_callers: int) -> tuple[list[float], float]:
         """Latencies, and seconds in all, of crops asked for by so many callers at a time."""
-        waiting = iter(progress(range(num_requests), f"{num_callers} callers"))
+        waiting = iter(progress(range(num_requests), title=f"{num_callers} callers", unit="crop"))
         latencies: list[float] = []
 
         async def caller() -> None:

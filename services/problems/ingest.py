@@ -4,16 +4,14 @@ The true boxes go to `lesions.parquet` and nowhere else; the problem itself says
 """
 
 import asyncio
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-
-from tqdm import tqdm
 
 from services.problems.phantoms import OPTIONS, QUESTION, Phantom
 from shared.clients.zoom import ZoomClient
 from shared.geometry import Box, ImageSize
 from shared.problem import AnswerKind, Problem, ProblemSetManifest, write_problem_set
+from shared.progress import progress
 from shared.render import encode_png
 
 _CONCURRENT_UPLOADS = 8
@@ -77,9 +75,8 @@ async def write_phantom_set(
     source: str,
 ) -> int:
     """Ingest and write one problem set, with a progress bar; the number of problems in it."""
-    pace_s = 0.2 if sys.stderr.isatty() else 10.0
-    with tqdm(total=num_phantoms, desc=folder.name, unit="phantom", mininterval=pace_s) as progress:
-        problems, lesions = await ingest_phantoms(phantoms, zoom, progress.update)
+    with progress(title=folder.name, unit="phantom", total=num_phantoms) as bar:
+        problems, lesions = await ingest_phantoms(phantoms, zoom, bar.update)
     manifest = ProblemSetManifest(
         name=folder.name, num_problems=len(problems), seed=seed, source=source
     )

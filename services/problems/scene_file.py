@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from services.problems.phantoms import OPTIONS, QUESTION, render_phantom
 from services.problems.scenes import render_scene
+from shared.progress import progress
 from shared.render import encode_png
 
 LETTERS = "ABCDEFGHIJ"
@@ -111,7 +111,7 @@ def write_scene_file(
         pq.ParquetWriter(out, schema, compression="none") as writer,
     ):
         rows = _rows(pool, (num_scenes, seed), (num_probes, probe_seed), found_share)
-        for row in tqdm(rows, total=num_scenes + num_probes, desc="scenes", unit="scene"):
+        for row in progress(rows, title="scenes", unit="scene", total=num_scenes + num_probes):
             held.append(row)
             if len(held) == _ROWS_PER_GROUP:
                 writer.write_table(pa.Table.from_pylist(held, schema=schema))

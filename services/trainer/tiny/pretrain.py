@@ -16,7 +16,6 @@ from random import Random
 import torch
 from torch import nn
 from torch.nn import functional
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGeneration
 
 from services.trainer.tiny.forward import hidden_states, image_features, letter_logits, trained_loss
@@ -27,6 +26,7 @@ from services.trainer.tiny.scenes import Scene, SceneFile
 from services.trainer.tiny.sequences import Batch, Speller
 from services.trainer.tiny.warmup import warm_text_up, warm_vision_up
 from services.trainer.tiny.wording import ANSWER_THOUGHTS, LOOK_THOUGHTS
+from shared.progress import progress
 
 
 @dataclass(frozen=True)
@@ -113,12 +113,12 @@ def pretrain(
     warm_text_up(model, trainer.hints, speller, views, settings, trainer.random)
     metrics: list[StepMetrics] = []
     order = _scene_order(len(scene_file.scenes), settings)
-    with tqdm(order, total=settings.num_steps, desc="base", unit="step") as progress:
-        for step, indices in enumerate(progress):
+    with progress(order, title="base", total=settings.num_steps) as bar:
+        for step, indices in enumerate(bar):
             scenes = [scene_file.scenes[i] for i in indices]
             metrics.append(trainer.step(scenes, learning_rate(step, settings)))
             recent = metrics[-20:]
-            progress.set_postfix(
+            bar.set_postfix(
                 loss=f"{sum(m.loss_nats for m in recent) / len(recent):.3f}",
                 place=f"{sum(m.place_accuracy for m in recent) / len(recent):.3f}",
                 reading=f"{sum(m.reading_accuracy for m in recent) / len(recent):.3f}",

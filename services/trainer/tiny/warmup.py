@@ -6,7 +6,6 @@ from random import Random
 import torch
 from torch import nn
 from torch.nn import functional
-from tqdm import tqdm
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from services.trainer.tiny.forward import hidden_states, image_features, letter_logits, trained_loss
@@ -16,6 +15,7 @@ from services.trainer.tiny.recipe import PATCH_GRID_HW, PretrainSettings
 from services.trainer.tiny.scenes import Scene
 from services.trainer.tiny.sequences import Speller
 from services.trainer.tiny.wording import ANSWER_THOUGHTS, LOOK_THOUGHTS
+from shared.progress import progress
 
 
 def warm_vision_up(
@@ -29,8 +29,8 @@ def warm_vision_up(
     visual = model.model.visual
     crops = [(scene, look) for scene in scenes for look in scene.looks if look.shows(scene.target)]
     stage = _Stage([visual, hints], settings.vision_lr, 15, settings.max_grad_norm)
-    with tqdm(range(settings.vision_steps), desc="vision", unit="step") as progress:
-        for step in progress:
+    with progress(range(settings.vision_steps), title="vision") as bar:
+        for step in bar:
             viewed = random.sample(scenes, settings.scenes_per_step)
             read = random.sample(crops, settings.vision_crops_per_step)
             pngs = [scene.view_png for scene in viewed] + [look.crop_png for _, look in read]
@@ -43,7 +43,7 @@ def warm_vision_up(
             salience = salience + hints.crop_salience_loss(crops_NTH, read)
             stage.update(functional.cross_entropy(logits, kinds) + salience, step)
             accuracy = (logits.argmax(-1) == kinds).float().mean().item()
-            progress.set_postfix(kinds=f"{accuracy:.2f}", salience=f"{salience.item():.2f}")
+            bar.set_postfix(kinds=f"{accuracy:.2f}", salience=f"{salience.item():.2f}")
 
 
 def warm_text_up(
@@ -66,8 +66,8 @@ def warm_text_up(
     crops_NTH = _features(model, [scene.looks[0].crop_png for scene in scenes])
     modules = [model.model.language_model, hints]
     stage = _Stage(modules, settings.peak_lr, settings.warmup_steps, settings.max_grad_norm)
-    with tqdm(range(settings.text_steps), desc="text", unit="step") as progress:
-        for step in progress:
+    with progress(range(settings.text_steps), title="text") as bar:
+        for step in bar:
             placed = random.sample(range(len(scenes)), settings.text_looks_per_step)
             shown = [scenes[i] for i in placed]
             boxes = [_box_at(scene, settings, random) for scene in shown]
@@ -83,7 +83,7 @@ def warm_text_up(
             pictures = torch.stack([views_NTH[read], crops_NTH[read]], dim=1)
             reading, right = _read(model, speller, [scenes[i] for i in read], pictures, random)
             stage.update(spelling + place + reading, step)
-            progress.set_postfix(
+            bar.set_postfix(
                 spelling=f"{spelling.item():.2f}",
                 place=f"{hints.place_accuracy(before_speaking, shown):.2f}",
                 reading=f"{right:.2f}",
