@@ -1,7 +1,8 @@
 """`python -m benchmarks.cca`: consensus and IoUs of a group on the compressed grid, against pixels.
 
-Exact: `services.cca.consensus.find_consensus`, what the service calls. Rasterised: METHOD.md's
-formulas written down in numpy, a mask of pixels per trajectory. A second rasteriser, tuned as far
+Exact: `services.cca.consensus.find_consensus`, what the service calls: coverage, mask and IoUs (the
+mask's rectangles are made when asked for, and no pixels' either). Rasterised: METHOD.md's formulas
+written down in numpy, a mask of pixels per trajectory. A second rasteriser, tuned as far
 as numpy goes (bytes instead of counts, no temporary that can be spared), is measured beside it.
 All three must give the same IoUs.
 

@@ -6,6 +6,7 @@ grid of all boxes. Trajectories without a zoom count in |T⁺|, correlated branc
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -33,10 +34,15 @@ class Consensus:
     grid: Grid
     counts: Ints
     """C on the grid, YX."""
-    region: Region
-    """M̂."""
+    patch: Patch | None
+    """M̂ on the grid; None where no strict majority looked."""
     ious: list[float]
     """IoU(M_j, M̂) of every trajectory, agreeing or not; 0 when either is empty."""
+
+    @cached_property
+    def region(self) -> Region:
+        """M̂ as disjoint rectangles."""
+        return [] if self.patch is None else self.patch.rectangles()
 
 
 def find_consensus(
@@ -50,22 +56,22 @@ def find_consensus(
     ious = [0.0] * len(boxes)
     if not looked:
         grid = Grid.of(None)
-        return Consensus(len(agreeing), grid, np.zeros(grid.shape, np.int64), [], ious)
+        return Consensus(len(agreeing), grid, np.zeros(grid.shape, np.int64), None, ious)
     _refuse_if_over(max_grid_cells, len(looked) * (2 * max(map(len, boxes))) ** 2)
     unions = Unions.of([boxes[index] for index in looked])
     grid = Grid.of(unions)
     _refuse_if_over(max_grid_cells, grid.num_cells)
     rows_nl, columns_nl = grid.crossings(unions)
-    voting = [place for place, index in enumerate(looked) if index in agreeing]
+    voting = np.array([place for place, index in enumerate(looked) if index in agreeing], np.intp)
     counts = grid.counts(rows_nl[voting], columns_nl[voting], unions.corners_nyx[voting])
     patch = Patch.of(grid, counts > len(agreeing) // 2)  # exactly where 2·C > |T⁺|
     if patch is None:
-        return Consensus(len(agreeing), grid, counts, [], ious)
+        return Consensus(len(agreeing), grid, counts, patch, ious)
     areas = patch.areas_px()
     inside_px = patch.areas_inside_px(areas, rows_nl, columns_nl, unions.corners_nyx)
     for index, shared_px, own_px in zip(looked, inside_px, unions.areas_px(), strict=True):
         ious[index] = _iou(shared_px, own_px, int(areas[-1, -1]))
-    return Consensus(len(agreeing), grid, counts, patch.rectangles(), ious)
+    return Consensus(len(agreeing), grid, counts, patch, ious)
 
 
 def _refuse_if_over(max_grid_cells: int, num_cells: int) -> None:
