@@ -60,6 +60,11 @@ def sampler_of(rows: int) -> Callable[[torch.Tensor], object]:
     return lambda logits_rv: sampler(logits_rv, metadata)
 
 
+def entropies(logits_rv: torch.Tensor) -> torch.Tensor:
+    """H_t of each row, from logits."""
+    return entropy_nats(torch.softmax(logits_rv, dim=-1))
+
+
 def reference_nats(logits_rv: torch.Tensor) -> torch.Tensor:
     """H_t in float64, straight from its definition."""
     probabilities_rv = torch.softmax(logits_rv.double(), dim=-1)
@@ -81,9 +86,9 @@ def measure_kernel(rows: int, vocabulary: int, repeats: int) -> Kernel:
     """The plugin's work beside the sampler's, on the same logits."""
     torch.set_num_threads(1)
     logits_rv = draw_logits(rows, vocabulary)
-    error = float((entropy_nats(logits_rv).double() - reference_nats(logits_rv)).abs().max())
+    error = float((entropies(logits_rv).double() - reference_nats(logits_rv)).abs().max())
     sample = sampler_of(rows)
-    chooser = Chooser(EntropyTable(), logits_rv.device)
+    chooser = Chooser(EntropyTable())
     records = {row: Record(str(row), [], Choice(seed=row)) for row in range(rows)}
     scratch_rv = logits_rv.clone()
 
@@ -100,7 +105,7 @@ def measure_kernel(rows: int, vocabulary: int, repeats: int) -> Kernel:
     with torch.inference_mode():
         sample(scratch_rv)
         return Kernel(
-            entropy=against(entropy_nats, "entropy"),
+            entropy=against(entropies, "entropy"),
             step=against(lambda logits: chooser.choose(logits, records), "entropy and choice"),
             largest_error_nats=error,
         )

@@ -23,14 +23,16 @@ import torch
 MAX_RECORDS = 8192
 _MASK_64 = 2**64 - 1
 _STEPS_PER_FLUSH = 32
+_BLOCK = 512
+"""Tokens whose probabilities are summed before they are cumulated."""
 
 
-def entropy_nats(logits_rv: torch.Tensor) -> torch.Tensor:
+def entropy_nats(probabilities_rv: torch.Tensor) -> torch.Tensor:
     """H_t = −Σ_j p_{t,j} ln p_{t,j} (METHOD.md, EVR) of each row, exact over the vocabulary.
 
-    Forbidden tokens carry −inf and count as p = 0. Returns float32 [R].
+    Takes and returns float32; p = 0 (a forbidden token) adds nothing. Returns [R].
     """
-    return torch.special.entr(torch.softmax(logits_rv, dim=-1, dtype=torch.float32)).sum(dim=-1)
+    return torch.special.entr(probabilities_rv).sum(dim=-1)
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -120,53 +122,102 @@ class EntropyTable:
         return record.entropies_nats[start:], record.logprobs[start:]
 
 
-def noise_seed(seed: int, position: int) -> int:
-    """Seed of the random numbers at one position: splitmix64's finaliser over both, 64 bits."""
+def uniform(seed: int, position: int) -> float:
+    """The random number of one position, in [0, 1): splitmix64 of both, its upper 53 bits."""
     mixed = (seed + (position + 1) * 0x9E3779B97F4A7C15) & _MASK_64
     mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _MASK_64
     mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _MASK_64
-    return mixed ^ (mixed >> 31)
+    return ((mixed ^ (mixed >> 31)) >> 11) * 2.0**-53
 
 
 class Chooser:
     """Measures the rows of a step and chooses their next tokens."""
 
-    def __init__(self, table: EntropyTable, device: torch.device) -> None:
+    def __init__(self, table: EntropyTable) -> None:
         self._table = table
-        self._generator = torch.Generator(device)
 
     def choose(self, logits_rv: torch.Tensor, record_by_row: dict[int, Record]) -> None:
-        """Record H_t and ln p of each row's choice, then make it the only one; in place."""
+        """Record H_t and ln p of each row's choice, then make it the only one; in place.
+
+        Passes over the vocabulary are what this costs, so one softmax serves all, and ln p is
+        taken from the logits: x_j − ln Σ exp x, which is x_k − ln p_k of the likeliest token k.
+        """
         rows, records = list(record_by_row), list(record_by_row.values())
         whole = len(rows) == logits_rv.shape[0] and rows == sorted(rows)
         at = torch.tensor(rows, device=logits_rv.device)
         logits_mv = logits_rv if whole else logits_rv[at]
-        logprobs_mv = torch.log_softmax(logits_mv, dim=-1, dtype=torch.float32)
-        chosen_m = self._chosen(logprobs_mv, records)
-        logprobs_m = logprobs_mv.gather(1, chosen_m[:, None])[:, 0]
-        self._table.add_step(torch.stack([entropy_nats(logits_mv), logprobs_m]), records)
-        logits_rv[at] = -torch.inf
+        probabilities_mv = torch.softmax(logits_mv, dim=-1, dtype=torch.float32)
+        top_m, likeliest_m = probabilities_mv.max(dim=-1)
+        chosen_m = _chosen(probabilities_mv, likeliest_m, records)
+        log_sum_m = _picked(logits_mv, likeliest_m) - top_m.log()
+        logprobs_m = _picked(logits_mv, chosen_m) - log_sum_m
+        figures_2m = torch.stack([entropy_nats(probabilities_mv), logprobs_m])
+        self._table.add_step(figures_2m, records)
+        if whole:
+            logits_rv.fill_(-torch.inf)
+        else:
+            logits_rv.index_fill_(0, at, -torch.inf)
         logits_rv[at, chosen_m] = 0.0
 
-    def _chosen(self, logprobs_mv: torch.Tensor, records: Sequence[Record]) -> torch.Tensor:
-        """[M] token ids. Drawing is the Gumbel-max trick: argmax of ln p − ln E, E ~ Exp(1)."""
-        scores_mv = logprobs_mv
-        drawn = [m for m, record in enumerate(records) if record.choice.seed is not None]
-        if drawn:
-            noise_mv = torch.ones_like(logprobs_mv)
-            for m in drawn:
-                seed, position = records[m].choice.seed, len(records[m].output_token_ids)
-                assert seed is not None
-                self._generator.manual_seed(noise_seed(seed, position))
-                noise_mv[m].exponential_(generator=self._generator)
-            scores_mv = logprobs_mv - noise_mv.log()
-        chosen_m = scores_mv.argmax(dim=-1)
-        forced = [(m, record.forced_token_id) for m, record in enumerate(records)]
-        forced = [(m, token_id) for m, token_id in forced if token_id is not None]
-        if forced:
-            places, token_ids = torch.tensor(forced, device=chosen_m.device).T
-            chosen_m[places] = token_ids
-        return chosen_m
+
+def _picked(values_mv: torch.Tensor, token_ids_m: torch.Tensor) -> torch.Tensor:
+    return values_mv.gather(1, token_ids_m[:, None])[:, 0].float()
+
+
+def _chosen(
+    probabilities_mv: torch.Tensor, likeliest_m: torch.Tensor, records: Sequence[Record]
+) -> torch.Tensor:
+    """[M] token ids: drawn, given, or the likeliest."""
+    chosen_m = likeliest_m.clone()
+    positions = [len(record.output_token_ids) for record in records]
+    drawn = [
+        (m, uniform(record.choice.seed, position))
+        for m, (record, position) in enumerate(zip(records, positions, strict=True))
+        if record.choice.seed is not None
+    ]
+    if drawn:
+        places = [m for m, _ in drawn]
+        weights_mv = probabilities_mv if len(drawn) == len(records) else probabilities_mv[places]
+        uniforms = torch.tensor([u for _, u in drawn], dtype=torch.float64)
+        chosen_m[places] = draw(weights_mv, uniforms.to(weights_mv.device))
+    forced = [(m, record.forced_token_id) for m, record in enumerate(records)]
+    forced = [(m, token_id) for m, token_id in forced if token_id is not None]
+    if forced:
+        given, token_ids = torch.tensor(forced, device=chosen_m.device).T
+        chosen_m[given] = token_ids
+    return chosen_m
+
+
+def draw(weights_mv: torch.Tensor, uniforms_m: torch.Tensor) -> torch.Tensor:
+    """[M] indices by inverse transform sampling: the first whose cumulated weight exceeds u·Σ.
+
+    First the block is found, then the index in it, so that only sums of blocks are cumulated over
+    the vocabulary. Cumulated is in float64, so that the rarest of 152,064 tokens keeps its share.
+    One of weight 0 is never drawn.
+    """
+    num_whole = weights_mv.shape[1] // _BLOCK
+    whole_mnb = weights_mv[:, : num_whole * _BLOCK].unflatten(1, (num_whole, _BLOCK))
+    rest_mb = weights_mv[:, num_whole * _BLOCK :]
+    sums_mn = torch.cat([whole_mnb.sum(dim=2), rest_mb.sum(dim=1, keepdim=True)], dim=1)
+    block_m, share_m = _first_over(sums_mn, uniforms_m)
+    indices_mb = (block_m[:, None] * _BLOCK) + torch.arange(_BLOCK, device=weights_mv.device)
+    is_outside_mb = indices_mb >= weights_mv.shape[1]
+    inside_mb = weights_mv.gather(1, indices_mb.clamp(max=weights_mv.shape[1] - 1))
+    place_m, _ = _first_over(inside_mb.masked_fill(is_outside_mb, 0.0), share_m)
+    return block_m * _BLOCK + place_m
+
+
+def _first_over(
+    weights_mn: torch.Tensor, uniforms_m: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first index whose cumulated weight exceeds u·Σ, and how far u reaches into it, < 1."""
+    cumulated_mn = weights_mn.cumsum(dim=1, dtype=torch.float64)
+    thresholds_m1 = (uniforms_m * cumulated_mn[:, -1])[:, None]
+    first_m1 = torch.searchsorted(cumulated_mn, thresholds_m1, right=True)
+    weights_m1 = weights_mn.gather(1, first_m1).double()
+    begins_m1 = cumulated_mn.gather(1, first_m1) - weights_m1
+    shares_m1 = ((thresholds_m1 - begins_m1) / weights_m1).clamp(0.0, 1.0 - 2.0**-53)
+    return first_m1[:, 0], shares_m1[:, 0]
 
 
 TABLE = EntropyTable()

@@ -91,7 +91,7 @@ class EntropyLogitsProcessor(LogitsProcessor):
         tokenizer = cached_tokenizer_from_config(vllm_config.model_config)
         self._forbidden = torch.tensor(forbidden_token_ids(tokenizer), device=device)
         self._records: dict[int, Record] = {}
-        self._chooser = Chooser(TABLE, device)
+        self._chooser = Chooser(TABLE)
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:

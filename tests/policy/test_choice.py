@@ -7,7 +7,7 @@ import openai
 import pytest
 import torch
 
-from services.policy.entropy import Choice, Chooser, EntropyTable, Record
+from services.policy.entropy import Choice, Chooser, EntropyTable, Record, draw
 from shared.api.policy import GenerateRequest, TextSegment
 from shared.clients.policy import PolicyClient
 from tests.fixtures_policy import RunningPolicy
@@ -20,7 +20,7 @@ class Step:
 
     def __init__(self) -> None:
         self.table = EntropyTable()
-        self.chooser = Chooser(self.table, torch.device("cpu"))
+        self.chooser = Chooser(self.table)
 
     def take(self, choices: list[Choice], num_sampled: int = 0) -> list[int]:
         """The tokens of the rows, by what is left of their logits."""
@@ -42,6 +42,42 @@ def test_draws_have_the_probabilities_of_the_distribution() -> None:
     assert counts[-1] == 0
     squares = (counts[:-1] - expected[:-1]) ** 2 / expected[:-1]
     assert squares.sum() < 13.28  # chi-square, 4 degrees of freedom, 1 %
+
+
+def test_the_rarest_of_a_full_vocabulary_keeps_its_share() -> None:
+    """Each has a probability that a float32 sum near 1 would swallow."""
+    share = 2e-9
+    weights = torch.full((1, 152_064), share)
+    weights[0, 0] = 1.0 - share * (weights.shape[1] - 1)
+    for token_id in (1, 75_000, 152_063):
+        middle = 1.0 - share * (152_064 - token_id - 0.5)
+        assert draw(weights, torch.tensor([middle], dtype=torch.float64)).item() == token_id
+
+
+def test_a_draw_over_blocks_is_that_of_the_whole_sum() -> None:
+    random = torch.Generator().manual_seed(0)
+    weights = torch.rand(200, 1700, generator=random).pow(8)
+    uniforms = torch.rand(200, dtype=torch.float64, generator=random)
+    cumulated = weights.double().cumsum(dim=1)
+    whole = torch.searchsorted(cumulated, (uniforms * cumulated[:, -1])[:, None], right=True)
+    assert draw(weights, uniforms).tolist() == whole[:, 0].tolist()
+
+
+@pytest.mark.parametrize("uniform", [0.0, 0.3, 0.5, 1.0 - 2.0**-53])
+@pytest.mark.parametrize("num_tokens", [7, 512, 600, 1024, 5000])
+def test_a_token_without_weight_is_never_drawn(uniform: float, num_tokens: int) -> None:
+    weights = torch.zeros(1, num_tokens)
+    weights[0, 2], weights[0, num_tokens - 3] = 0.3, 0.7
+    drawn = draw(weights, torch.tensor([uniform], dtype=torch.float64)).item()
+    assert weights[0, int(drawn)] > 0
+
+
+def test_the_logprob_of_a_given_token_is_known_where_its_probability_is_not() -> None:
+    """A token 200 nats below the likeliest has probability 0 in float32."""
+    table = EntropyTable()
+    record = table.begin("k", [], Choice(forced_token_ids=[1]))
+    Chooser(table).choose(torch.tensor([[0.0, -200.0]]), {0: record})
+    assert table.take("k", 0, final=True)[1] == [pytest.approx(-200.0)]
 
 
 def test_successive_positions_of_one_seed_are_independent() -> None:
