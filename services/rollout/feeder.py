@@ -67,7 +67,6 @@ class Feeder:
         self._metrics = metrics
         self._max_outstanding = max_outstanding
         self._max_groups = max_groups
-        self._mark_key = f"medvr:run:{stream.run}:feeder"
         self._mark = uuid.uuid4().hex.encode()
         self._missing: deque[int] = deque()
         """Positions to feed again."""
@@ -129,9 +128,8 @@ class Feeder:
 
         The mark is set before looking: if Redis is emptied in between, it is gone again.
         """
-        if self._stream.client.get(self._mark_key) == self._mark:
+        if not self._stream.register_feeder(self._mark):
             return
-        self._stream.client.set(self._mark_key, self._mark)
         self._missing.clear()
         cursor = self._stream.cursor()
         for start in range(0, cursor, _CHUNK):

@@ -6,6 +6,7 @@ import signal
 import threading
 from types import FrameType
 
+from services.trainer.flow import check_flow
 from services.trainer.settings import TrainerSettings
 from shared.errors import MedvrError
 from shared.service.logs import configure_logs
@@ -28,8 +29,6 @@ def main(argv: list[str]) -> None:
 
 def check(settings: TrainerSettings) -> None:
     """Settings against each other; exits with 2 and a plain message if they cannot be."""
-    from shared.stream import check_flow
-
     try:
         check_flow(
             groups_per_step=settings.groups_per_step,
