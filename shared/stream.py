@@ -89,6 +89,7 @@ class RunStream:
         self.state_key = f"{prefix}:state"
         self.dead_key = f"{prefix}:dead"
         self.feeder_key = f"{prefix}:feeder"
+        self.bound_key = f"{prefix}:max_outstanding"
 
     # -- the run ------------------------------------------------------------------------------
 
@@ -115,6 +116,10 @@ class RunStream:
             if "BUSYGROUP" not in str(error):
                 raise
 
+    def announce_bound(self, max_outstanding: int) -> None:
+        """Trainer: the bound on groups without a fate that its own settings were checked with."""
+        self.client.set(self.bound_key, max_outstanding)
+
     def finish(self) -> int | None:
         """Trainer, at the end: every group without a fate is surplus; returns how many.
 
@@ -139,6 +144,11 @@ class RunStream:
         keys = [self.state_key, self.feeder_key]
         arguments = [RunState.RUNNING.value, mark]
         return bool(self.client.eval(scripts.REGISTER_FEEDER, len(keys), *keys, *arguments))
+
+    def announced_bound(self) -> int | None:
+        """None before the trainer has told it."""
+        value = cast("bytes | None", self.client.get(self.bound_key))
+        return None if value is None else int(value)
 
     def cursor(self) -> int:
         """How many groups have been fed."""

@@ -71,7 +71,7 @@ class Delivery:
         self.announce()
 
     def announce(self) -> None:
-        """Say again what Redis should know besides the run: which version is the newest."""
+        """Say again what Redis should know besides the run: the newest version, the bound."""
         self._patiently(self._on_reopened)
 
     def finish(self) -> int:

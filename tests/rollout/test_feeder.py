@@ -261,6 +261,17 @@ def test_nothing_is_fed_before_the_run_is_open_or_after_it_is_finished(company: 
     assert hand.feed() == 0
 
 
+def test_a_feeder_with_another_bound_than_the_trainer_ends_with_a_message(
+    company: Company,
+) -> None:
+    company.stream.announce_bound(8)
+    assert Hand(company, max_outstanding=8).feed() == 8
+    feeder = company.start("feeder", max_outstanding=9)
+    assert feeder.popen.wait(timeout=120) == 1
+    assert "max_outstanding is 9, but the trainer of run 'run' has 8" in company.log.read_text()
+    assert company.stream.cursor() == 8
+
+
 def test_the_process_waits_for_the_run_feeds_its_groups_and_ends_with_it(company: Company) -> None:
     company.stream.client.flushall()
     feeder = company.start("feeder", max_outstanding=8, max_groups=5, poll_interval_s=0.05)
