@@ -22,7 +22,7 @@ def main(argv: list[str]) -> None:
     configure_logs("trainer", settings.log_level)
     try:
         run_trainer(settings)
-    except (MedvrError, ValueError) as error:
+    except (MedvrError, ValueError, OSError) as error:
         logger.error("the trainer ends: %s", error)
         raise SystemExit(1) from error
 
