@@ -6,8 +6,9 @@ At-least-once delivery, exactly-once effect (DESIGN.md, decision 6). For a run, 
 
 where *cursor* counts the groups the feeder has handed out, *outstanding* holds the ids without a
 fate, *appended* those of them whose group is on the stream. Every step that moves an id is one
-MULTI or one script, so a process killed between two commands changes nothing. Appending is
-idempotent: a group that is already on the stream, or already has its fate, is not added again.
+MULTI or one script (`stream_scripts`), so a process killed between two commands changes nothing.
+Appending is idempotent: a group that is already on the stream, or already has its fate, is not
+added again. The first fate is the last, but for *trained*: a checkpoint holds it, so it is true.
 
 Who does what: the feeder feeds, the rollout worker appends or gives up, the trainer settles
 or buries. After an emptied Redis the trainer restores fates and cursor from its checkpoint, and
@@ -22,6 +23,8 @@ import redis
 from redis.backoff import ExponentialBackoff
 from redis.client import Pipeline
 from redis.retry import Retry
+
+from shared import stream_scripts as scripts
 
 CONSUMER_GROUP = "trainer"
 CONSUMER = "trainer-0"
@@ -62,44 +65,6 @@ def _text_or_nothing(value: bytes) -> str:
         return ""
 
 
-_APPEND = """
-if redis.call('HEXISTS', KEYS[2], ARGV[1]) == 1 then return 0 end
-if redis.call('SADD', KEYS[3], ARGV[1]) == 0 then return 0 end
-redis.call('XADD', KEYS[1], '*', 'group_id', ARGV[1], 'group', ARGV[2])
-return 1
-"""
-
-_MARK_FED = """
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
-if redis.call('HEXISTS', KEYS[2], ARGV[2]) == 0 then redis.call('SADD', KEYS[3], ARGV[2]) end
-local cursor = tonumber(redis.call('GET', KEYS[4]) or '0')
-redis.call('SET', KEYS[4], math.max(cursor, tonumber(ARGV[3])))
-return 1
-"""
-
-_RAISE_CURSOR = """
-local cursor = tonumber(redis.call('GET', KEYS[1]) or '0')
-redis.call('SET', KEYS[1], math.max(cursor, tonumber(ARGV[1])))
-"""
-
-_FINISH = """
-local left = redis.call('SMEMBERS', KEYS[1])
-for _, group_id in ipairs(left) do redis.call('HSETNX', KEYS[2], group_id, ARGV[1]) end
-redis.call('DEL', KEYS[1], KEYS[3], KEYS[4])
-redis.call('SET', KEYS[5], ARGV[2])
-return #left
-"""
-
-_GIVE_UP = """
-if redis.call('HEXISTS', KEYS[2], ARGV[1]) == 1 then return 0 end
-if redis.call('SISMEMBER', KEYS[3], ARGV[1]) == 1 then return 0 end
-redis.call('XADD', KEYS[1], '*', 'group_id', ARGV[1], 'reason', ARGV[2])
-redis.call('HSET', KEYS[2], ARGV[1], ARGV[3])
-redis.call('SREM', KEYS[4], ARGV[1])
-return 1
-"""
-
-
 def connect_redis(url: str) -> "redis.Redis":
     """A client for `RunStream` that waits out a restart of Redis (about a minute)."""
     return redis.Redis.from_url(
@@ -107,31 +72,6 @@ def connect_redis(url: str) -> "redis.Redis":
         retry=Retry(ExponentialBackoff(cap=5, base=0.1), 16),
         retry_on_error=[redis.ConnectionError, redis.TimeoutError],
     )
-
-
-def check_flow(
-    *,
-    groups_per_step: int,
-    checkpoint_every: int,
-    publish_every: int,
-    max_off_policy_steps: int,
-    max_outstanding: int,
-) -> None:
-    """Check the flow settings of feeder and trainer against each other (DESIGN.md, decision 8).
-
-    groups_per_step·checkpoint_every ≤ max_outstanding, because nothing is fated before the
-    checkpoint that holds it, and max_outstanding ≤ groups_per_step·(max_off_policy_steps −
-    publish_every + 1), or groups would grow stale in the queue. Raises `ValueError`.
-    """
-    least = groups_per_step * checkpoint_every
-    most = groups_per_step * (max_off_policy_steps - publish_every + 1)
-    if not least <= max_outstanding <= most:
-        raise ValueError(
-            f"max_outstanding is {max_outstanding}, but must lie between {least} "
-            f"(groups_per_step {groups_per_step} · checkpoint_every {checkpoint_every}) and {most} "
-            f"(groups_per_step · (max_off_policy_steps {max_off_policy_steps} − publish_every "
-            f"{publish_every} + 1))"
-        )
 
 
 class RunStream:
@@ -148,6 +88,8 @@ class RunStream:
         self.cursor_key = f"{prefix}:cursor"
         self.state_key = f"{prefix}:state"
         self.dead_key = f"{prefix}:dead"
+        self.feeder_key = f"{prefix}:feeder"
+        self.bound_key = f"{prefix}:max_outstanding"
 
     # -- the run ------------------------------------------------------------------------------
 
@@ -159,13 +101,13 @@ class RunStream:
     def open(self, fates: Mapping[str, Fate], cursor: int) -> None:
         """Trainer, at start and after an emptied Redis: make its checkpoint's state true here.
 
-        Idempotent: existing fates win, the cursor never moves back.
+        Idempotent: existing fates win (but over *trained*), the cursor never moves back.
         """
         with self.client.pipeline(transaction=True) as pipe:
             for group_id, fate in fates.items():
-                pipe.hsetnx(self.fates_key, group_id, fate.value)
+                self._put_fate(pipe, group_id, fate)
                 pipe.srem(self.outstanding_key, group_id)
-            pipe.eval(_RAISE_CURSOR, 1, self.cursor_key, cursor)
+            pipe.eval(scripts.RAISE_CURSOR, 1, self.cursor_key, cursor)
             pipe.set(self.state_key, RunState.RUNNING.value)
             pipe.execute()
         try:
@@ -174,16 +116,39 @@ class RunStream:
             if "BUSYGROUP" not in str(error):
                 raise
 
-    def finish(self) -> int:
-        """Trainer, at the end: every group without a fate is surplus; returns how many."""
+    def announce_bound(self, max_outstanding: int) -> None:
+        """Trainer: the bound on groups without a fate that its own settings were checked with."""
+        self.client.set(self.bound_key, max_outstanding)
+
+    def finish(self) -> int | None:
+        """Trainer, at the end: every group without a fate is surplus; returns how many.
+
+        None, and nothing is done, if the run is not open: Redis was emptied, fates and all.
+        """
         keys = [
             *(self.outstanding_key, self.fates_key, self.appended_key),
             *(self.groups_key, self.state_key),
         ]
         fate, state = Fate.SURPLUS.value, RunState.FINISHED.value
-        return int(cast("int", self.client.eval(_FINISH, len(keys), *keys, fate, state)))
+        num_left = int(cast("int", self.client.eval(scripts.FINISH, len(keys), *keys, fate, state)))
+        return None if num_left < 0 else num_left
 
     # -- the feeder ---------------------------------------------------------------------------
+
+    def register_feeder(self, mark: bytes) -> bool:
+        """Put the feeder's mark into the running run; False if it is there, or no run is.
+
+        True means that this Redis is new to the feeder: emptied since, or never seen. The mark is
+        only put beside what the trainer restored, so it cannot outlive the next loss of that.
+        """
+        keys = [self.state_key, self.feeder_key]
+        arguments = [RunState.RUNNING.value, mark]
+        return bool(self.client.eval(scripts.REGISTER_FEEDER, len(keys), *keys, *arguments))
+
+    def announced_bound(self) -> int | None:
+        """None before the trainer has told it."""
+        value = cast("bytes | None", self.client.get(self.bound_key))
+        return None if value is None else int(value)
 
     def cursor(self) -> int:
         """How many groups have been fed."""
@@ -206,7 +171,7 @@ class RunStream:
         """
         keys = [self.state_key, self.fates_key, self.outstanding_key, self.cursor_key]
         arguments = [RunState.RUNNING.value, group_id, position + 1]
-        return bool(self.client.eval(_MARK_FED, len(keys), *keys, *arguments))
+        return bool(self.client.eval(scripts.MARK_FED, len(keys), *keys, *arguments))
 
     def close(self, group_ids: Iterable[str], cursor: int) -> None:
         """Feeder, after the end: these of the `cursor` fed groups have no fate and are surplus."""
@@ -239,9 +204,13 @@ class RunStream:
         return not fated and not appended and state == RunState.RUNNING.value.encode()
 
     def append(self, group_id: str, payload: bytes) -> bool:
-        """Put a scored group on the stream; False if it was already there or has its fate."""
-        keys = [self.groups_key, self.fates_key, self.appended_key]
-        return bool(self.client.eval(_APPEND, len(keys), *keys, group_id, payload))
+        """Put a scored group on the stream.
+
+        False if it was already there, has its fate, or comes after the end of the run.
+        """
+        keys = [self.groups_key, self.fates_key, self.appended_key, self.state_key]
+        arguments = [group_id, payload, RunState.FINISHED.value]
+        return bool(self.client.eval(scripts.APPEND, len(keys), *keys, *arguments))
 
     def give_up(self, group_id: str, reason: str) -> bool:
         """Dead-letter a group whose rollout failed for good.
@@ -251,7 +220,7 @@ class RunStream:
         """
         keys = [self.dead_key, self.fates_key, self.appended_key, self.outstanding_key]
         arguments = [group_id, reason, Fate.DEAD.value]
-        return bool(self.client.eval(_GIVE_UP, len(keys), *keys, *arguments))
+        return bool(self.client.eval(scripts.GIVE_UP, len(keys), *keys, *arguments))
 
     def bury_task(self, group_id: str, reason: str, task: bytes) -> None:
         """Dead-letter what is no task, as it came.
@@ -312,9 +281,14 @@ class RunStream:
             pipe.xdel(self.groups_key, entry_id)
         if not group_id:
             return
-        pipe.hsetnx(self.fates_key, group_id, fate.value)
+        self._put_fate(pipe, group_id, fate)
         pipe.srem(self.appended_key, group_id)
         pipe.srem(self.outstanding_key, group_id)
+
+    def _put_fate(self, pipe: Pipeline, group_id: str, fate: Fate) -> None:
+        """After an emptied Redis a group that the trainer holds is fed again, and may die then."""
+        put = pipe.hset if fate is Fate.TRAINED else pipe.hsetnx
+        put(self.fates_key, group_id, fate.value)
 
     def fates(self) -> dict[str, Fate]:
         """Fate by group id."""

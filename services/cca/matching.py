@@ -168,6 +168,13 @@ def normal_form(answer: str | None, kind: AnswerKind, options: Sequence[str] = (
     return committed or normalise(_plain(answer)) or answer.strip()
 
 
+def is_committed(form: str, kind: AnswerKind) -> bool:
+    """Whether a normal form is an answer to the question: an option's letter, yes or no, a text."""
+    if kind is AnswerKind.CHOICE:
+        return len(form) == 1 and form in string.ascii_uppercase
+    return kind is not AnswerKind.YES_NO or form in ("yes", "no")
+
+
 def accuracy(answer: str | None, gold: str, kind: AnswerKind, options: Sequence[str] = ()) -> float:
     """R_acc ∈ {0, 1} (METHOD.md, Reward). `gold` is the letter, `yes`/`no`, or text."""
     if answer is None or not is_answered(answer):

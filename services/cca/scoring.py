@@ -8,7 +8,7 @@ from string import ascii_uppercase
 from services.cca.consensus import Consensus, TooManyCells, find_consensus, tool_reward
 from services.cca.format import format_reward
 from services.cca.heatmap import draw_heatmap
-from services.cca.matching import accuracy, normal_form, words
+from services.cca.matching import accuracy, is_committed, normal_form, words
 from services.cca.regions import area_px, run_lengths
 from shared.api.cca import (
     ConsensusAttempt,
@@ -76,7 +76,7 @@ def agree(request: ConsensusRequest, max_grid_cells: int) -> ConsensusResponse:
     check_names(request)
     forms = [normal_form(a.answer, request.answer_kind, request.options) for a in request.attempts]
     votes = Counter(form for form in forms if form is not None)
-    outcome, answer = _outcome(votes)
+    outcome, answer = _outcome(votes, request.answer_kind)
     agreeing = [index for index, form in enumerate(forms) if answer is not None and form == answer]
     image, boxes = read_boxes(request.image_size, request.attempts)
     consensus = _consensus(boxes, agreeing, max_grid_cells)
@@ -92,13 +92,15 @@ def agree(request: ConsensusRequest, max_grid_cells: int) -> ConsensusResponse:
     )
 
 
-def _outcome(votes: Counter[str]) -> tuple[ConsensusOutcome, str | None]:
-    """The modal answer, unless there is none or more than one."""
+def _outcome(votes: Counter[str], kind: AnswerKind) -> tuple[ConsensusOutcome, str | None]:
+    """The modal answer, unless there is none or more than one, or it commits to nothing."""
     first_two = votes.most_common(2)
     if not first_two:
         return ConsensusOutcome.UNANSWERED, None
     if len(first_two) == 2 and first_two[0][1] == first_two[1][1]:
         return ConsensusOutcome.TIED, None
+    if not is_committed(first_two[0][0], kind):
+        return ConsensusOutcome.UNCOMMITTED, None
     return ConsensusOutcome.AGREED, first_two[0][0]
 
 

@@ -49,6 +49,7 @@ Stage = Literal["ingest_s", "waiting_s", "view_s", "trajectories_s", "consensus_
 _ABSTENTIONS = {
     ConsensusOutcome.TIED: AbstentionReason.TIED,
     ConsensusOutcome.UNANSWERED: AbstentionReason.UNANSWERED,
+    ConsensusOutcome.UNCOMMITTED: AbstentionReason.UNCOMMITTED,
 }
 
 

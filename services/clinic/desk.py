@@ -12,7 +12,6 @@ A failure is logged by its kind and place, never by its message, which may quote
 import asyncio
 import logging
 import time
-import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -27,7 +26,7 @@ from shared.api.clinic import Case, CaseFailure, CaseImage, CaseStatus
 from shared.api.zoom import IngestResponse
 from shared.errors import ApiProblem, BlobError, BoundaryError, ZoomError
 from shared.geometry import BadBox
-from shared.service.logs import new_request_id, request_id
+from shared.service.logs import new_request_id, places_of, request_id
 
 logger = logging.getLogger(__name__)
 
@@ -43,12 +42,6 @@ FailingService = Literal["policy", "zoom", "cca", "clinic"]
 def utc_now() -> datetime:
     """The time, in UTC."""
     return datetime.now(UTC)
-
-
-def where_raised(error: BaseException) -> str:
-    """`file:line` of the innermost frame."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "unknown"
 
 
 def failure_of(error: Exception) -> CaseFailure:
@@ -158,7 +151,7 @@ class CaseDesk:
         if error is not None:  # the store itself failed: the case stays running in the file
             logger.error(
                 "case not finished",
-                extra={"error_type": type(error).__name__, "raised_at": where_raised(error)},
+                extra={"exception": places_of(error)},
             )
 
     async def _work(self, case: Case, watch: Stopwatch) -> Case:
@@ -195,8 +188,7 @@ class CaseDesk:
                 "case failed",
                 extra={
                     "case_id": case.case_id,
-                    "error_type": type(error).__name__,
-                    "raised_at": where_raised(error),
+                    "exception": places_of(error),
                 },
             )
             final = self._failed(case, failure_of(error))

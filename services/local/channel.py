@@ -34,10 +34,10 @@ def point_channel(client: redis.Redis, channel: str, pointer: ChannelPointer) ->
     client.set(channel_key(channel), encode_pointer(pointer))
 
 
-def describe_policy(policy_url: str) -> PolicyDescription:
+def describe_policy(policy_url: str, timeout_s: float = 10.0) -> PolicyDescription:
     """What the policy serves now. Raises `httpx.HTTPError`."""
     url = f"{policy_url}/medvr/v1/policy"
-    answer = httpx.get(url, timeout=10.0, trust_env=False).raise_for_status()
+    answer = httpx.get(url, timeout=timeout_s, trust_env=False).raise_for_status()
     return PolicyDescription.model_validate_json(answer.content)
 
 

@@ -9,10 +9,10 @@ import redis
 from rich.console import Console
 from rich.table import Table
 
+from services.local.channel import describe_policy
 from services.local.ready import is_ready
 from services.local.state import ProcessState, StackFolder, StackState
 from services.local.supervisor import ChildState
-from shared.api.policy import PolicyDescription
 from shared.stream import RunStream
 
 _TIMEOUT_S = 2.0
@@ -74,11 +74,9 @@ def _span(seconds: float) -> str:
 def _policy_line(state: StackState) -> str:
     """Which weights are served; empty while the policy does not answer."""
     try:
-        url = f"{state.policy_url}/medvr/v1/policy"
-        answer = httpx.get(url, timeout=_TIMEOUT_S, trust_env=False).raise_for_status()
+        policy = describe_policy(state.policy_url, _TIMEOUT_S)
     except httpx.HTTPError:
         return ""
-    policy = PolicyDescription.model_validate_json(answer.content)
     return f"policy: {policy.model}, run {policy.run}, version {policy.version}"
 
 

@@ -132,7 +132,7 @@ class PolicyService:
             run=serving.run,
             version=serving.version,
             channel=None if self._settings.channel == "none" else self._settings.channel,
-            entropy_mode="exact",
+            entropy_mode="exact" if self._settings.entropies else "off",
             tools=manifest.tools,
             view=_wire(manifest.view),
             crop=_wire(manifest.crop),

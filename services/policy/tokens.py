@@ -12,6 +12,10 @@ from typing import Any
 END_TOKENS = ("<|im_end|>", "<|endoftext|>")
 """End of sequence: they stop every turn and are kept, in ids and in text."""
 
+_NUM_CACHED = 1024
+_CACHED_CHARS = 4096
+"""Prompts and observations are shorter; a longer text does not stay in memory."""
+
 
 def _byte_by_character() -> dict[str, int]:
     """GPT-2's alphabet: how byte-level BPE spells bytes as printable characters."""
@@ -35,10 +39,13 @@ class Vocabulary:
         self.vision_end_id = ids["<|vision_end|>"]
         self.image_pad_id = ids["<|image_pad|>"]
         self.end_ids = [ids[token] for token in END_TOKENS if token in ids]
-        self.encode = lru_cache(maxsize=4096)(self._encode)
+        self._encode_short = lru_cache(maxsize=_NUM_CACHED)(self._encode)
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Ids of a text; control tokens are recognised, nothing is added."""
+        return (self._encode_short if len(text) <= _CACHED_CHARS else self._encode)(text)
 
     def _encode(self, text: str) -> tuple[int, ...]:
-        """Ids of a text; control tokens are recognised, nothing is added."""
         return tuple(self._tokenizer.encode(text, add_special_tokens=False))
 
     def token_bytes(self, token_id: int) -> bytes:

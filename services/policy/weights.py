@@ -3,8 +3,8 @@
 Sequence of a swap: the new version is verified on disk (hashes, shapes) while the old one serves;
 then the engine pauses between two steps and keeps its requests, drops KV and encoder outputs,
 loads, is labelled with the new version, and resumes in `finally`. If loading fails the old weights
-are loaded again before it resumes; if that fails too the engine is shut down, because nothing may
-be sampled from mixed weights.
+are loaded again before it resumes; if that fails too the engine is shut down and never resumed,
+because nothing may be sampled from mixed weights.
 """
 
 import asyncio
@@ -13,12 +13,12 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 from redis.asyncio import Redis
 
 from services.policy.metrics import PolicyMetrics
-from services.policy.vllm_adapter import Engine
 from shared.checkpoint import read_tensors
 from shared.errors import WeightsError
 from shared.weights import (
@@ -32,6 +32,9 @@ from shared.weights import (
     read_policy_manifest,
     verify_version,
 )
+
+if TYPE_CHECKING:
+    from services.policy.vllm_adapter import Engine
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +89,7 @@ class WeightsFollower:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: "Engine",
         serving: ServedWeights,
         metrics: PolicyMetrics,
         *,
@@ -100,15 +103,16 @@ class WeightsFollower:
         self._redis_url = redis_url
         self._poll_interval_s = poll_interval_s
         self._refused: tuple[ChannelPointer, float] | None = None
+        self._is_shut_down = False
         self.serving = serving
         self.is_caught_up = False
         self.waiting_for = f"has not looked at {self._key} yet"
         """Why it has not caught up."""
 
     async def run(self) -> None:
-        """Follow for ever."""
+        """Follow for as long as the engine lives."""
         async with Redis.from_url(self._redis_url) as redis:
-            while True:
+            while not self._is_shut_down:
                 await self._look(redis)
                 await asyncio.sleep(self._poll_interval_s)
 
@@ -169,7 +173,8 @@ class WeightsFollower:
             await self._load_or_restore(new)
             self.serving = new
         finally:
-            await self._engine.resume()
+            if not self._is_shut_down:
+                await self._engine.resume()
         seconds = time.perf_counter() - started
         self._metrics.swap_seconds.observe(seconds)
         self._metrics.swaps.labels("swapped").inc()
@@ -187,6 +192,7 @@ class WeightsFollower:
                 await self._engine.label_weights(self.serving.version)
             except Exception:
                 logger.critical("the old weights could not be restored: shutting the engine down")
+                self._is_shut_down, self.is_caught_up = True, False
                 self._engine.shutdown()
                 raise
             raise

@@ -31,6 +31,7 @@ from services.rollout.task import (
     queue_key,
     send_task,
 )
+from shared.errors import MedvrError
 from shared.problem import read_problems
 from shared.service.serve import probe_server
 from shared.stream import RunState, RunStream, connect_redis
@@ -45,6 +46,10 @@ LOST_AFTER_S = 10.0
 
 Send = Callable[[RolloutTask], None]
 """Queues a task for the workers."""
+
+
+class BoundError(MedvrError):
+    """Feeder and trainer were given different bounds."""
 
 
 class Feeder:
@@ -67,7 +72,6 @@ class Feeder:
         self._metrics = metrics
         self._max_outstanding = max_outstanding
         self._max_groups = max_groups
-        self._mark_key = f"medvr:run:{stream.run}:feeder"
         self._mark = uuid.uuid4().hex.encode()
         self._missing: deque[int] = deque()
         """Positions to feed again."""
@@ -77,7 +81,11 @@ class Feeder:
         """Groups whose task was in no list at the last look."""
 
     def feed(self) -> int:
-        """Hand out what is due, if the run is running; how many groups that was."""
+        """Hand out what is due, if the run is running; how many groups that was.
+
+        Raises `BoundError`.
+        """
+        self._check_bound()
         num_fed = 0
         while self._stream.state() is RunState.RUNNING:
             self._look_for_missing()
@@ -110,6 +118,15 @@ class Feeder:
         self._stream.close(forgotten, len(fed))
         return len(forgotten)
 
+    def _check_bound(self) -> None:
+        """The trainer's settings were checked with its own value, so ours has to be that one."""
+        announced = self._stream.announced_bound()
+        if announced is not None and announced != self._max_outstanding:
+            raise BoundError(
+                f"max_outstanding is {self._max_outstanding}, but the trainer of run "
+                f"{self._stream.run!r} has {announced}: give both the same"
+            )
+
     def _next_position(self) -> int | None:
         if self._missing:
             return self._missing[0]
@@ -129,9 +146,8 @@ class Feeder:
 
         The mark is set before looking: if Redis is emptied in between, it is gone again.
         """
-        if self._stream.client.get(self._mark_key) == self._mark:
+        if not self._stream.register_feeder(self._mark):
             return
-        self._stream.client.set(self._mark_key, self._mark)
         self._missing.clear()
         cursor = self._stream.cursor()
         for start in range(0, cursor, _CHUNK):
@@ -159,7 +175,7 @@ class Feeder:
 
 
 def run_feeder(settings: FeederSettings, stop: threading.Event) -> None:
-    """Feed until the run is finished or `stop` is set. Raises `ProblemSetError`."""
+    """Feed until the run is finished or `stop` is set. Raises `ProblemSetError`, `BoundError`."""
     registry = CollectorRegistry()
     metrics = FeederMetrics(registry)
     problems = read_problems(settings.problem_set)

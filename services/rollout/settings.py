@@ -104,8 +104,8 @@ class FeederSettings(ServiceSettings):
     """Folder of the problem set."""
     seed: int = Field(default=0, ge=0)
     """Seed of the order of problems."""
-    max_outstanding: int = Field(default=16, ge=1)
-    """Groups that may be without a fate at a time."""
+    max_outstanding: int = Field(default=32, ge=1)
+    """Groups that may be without a fate at a time; the trainer's setting must be the same."""
     max_groups: int | None = Field(default=None, ge=1)
     """Groups to hand out in all; unset means until the run is finished."""
     poll_interval_s: float = Field(default=0.2, gt=0)

@@ -29,6 +29,7 @@ from services.rollout.renewal import Renewal
 from services.rollout.settings import RolloutSettings
 from services.rollout.task import TASK_NAME, RolloutTask, decode_task
 from shared.errors import PayloadError
+from shared.service.logs import places_of
 from shared.stream import RunStream
 from shared.trajectory import TrajectoryGroup, encode_group
 
@@ -147,15 +148,24 @@ class Deliveries:
         if self._count(task, 1) > self._settings.max_deliveries:
             return self._bury(task, f"delivered {self._settings.max_deliveries} times in vain")
         try:
-            group = self._loop.make_group(task, self._stream)
-        except CancelledError:
+            return self._attempted(task)
+        except (CancelledError, redis.RedisError):  # no fault of the group's
             self._count(task, -1)
+            raise
+
+    def _attempted(self, task: RolloutTask) -> str:
+        try:
+            group = self._loop.make_group(task, self._stream)
+        except (CancelledError, redis.RedisError):
             raise
         except RolloutFailed as error:
             return self._bury(task, str(error))
-        except Exception as error:  # a bug in one group must not stop the others
-            logger.exception("a rollout failed unexpectedly", extra={"group_id": task.group_id})
-            return self._bury(task, f"unexpected {type(error).__name__}: {error}")
+        except Exception as error:  # noqa: BLE001 - a bug in one group must not stop the others
+            logger.error(
+                "a rollout failed unexpectedly",
+                extra={"group_id": task.group_id, "exception": places_of(error)},
+            )
+            return self._bury(task, f"unexpected {type(error).__name__}", str(error))
         if group is None:
             return self._over(task, "unwanted")
         self._metrics.count_group(group)
@@ -172,8 +182,9 @@ class Deliveries:
         is_ours = task_id.startswith(f"{self._settings.run}:") and self._stream.is_wanted(task_id)
         self._stream.bury_task(task_id if is_ours else "", reason, raw)
 
-    def _bury(self, task: RolloutTask, reason: str) -> str:
-        if not self._stream.give_up(task.group_id, reason):
+    def _bury(self, task: RolloutTask, reason: str, words: str = "") -> str:
+        """`words` may quote what was worked on: they are for the letter, not for the log."""
+        if not self._stream.give_up(task.group_id, f"{reason}: {words}" if words else reason):
             logger.info(
                 "failed, but ended elsewhere: %s", reason, extra={"group_id": task.group_id}
             )

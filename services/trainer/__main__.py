@@ -6,6 +6,7 @@ import signal
 import threading
 from types import FrameType
 
+from services.trainer.flow import check_flow
 from services.trainer.settings import TrainerSettings
 from shared.errors import MedvrError
 from shared.service.logs import configure_logs
@@ -21,15 +22,13 @@ def main(argv: list[str]) -> None:
     configure_logs("trainer", settings.log_level)
     try:
         run_trainer(settings)
-    except (MedvrError, ValueError) as error:
+    except (MedvrError, ValueError, OSError) as error:
         logger.error("the trainer ends: %s", error)
         raise SystemExit(1) from error
 
 
 def check(settings: TrainerSettings) -> None:
     """Settings against each other; exits with 2 and a plain message if they cannot be."""
-    from shared.stream import check_flow
-
     try:
         check_flow(
             groups_per_step=settings.groups_per_step,

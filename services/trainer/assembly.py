@@ -97,12 +97,18 @@ def build_trainer(
     if resumed:
         learner.restore(checkpoints.load_state(resumed[1]))
     recorder = Recorder(registry, settings.run_folder, progress.step)
+    stream = RunStream(client, settings.run)
+
+    def announce() -> None:
+        stream.announce_bound(settings.max_outstanding)
+        publisher.announce()
+
     delivery = Delivery(
-        RunStream(client, settings.run),
+        stream,
         fates=progress.fates,
         cursor=progress.cursor,
         stop=stop,
-        on_reopened=publisher.announce,
+        on_reopened=announce,
     )
     return Trainer(
         settings,

@@ -68,14 +68,18 @@ class Delivery:
             if fate is not Fate.TRAINED or group_id not in self._unsettled
         }
         self._patiently(lambda: self._stream.open(durable, self._cursor))
+        self.announce()
+
+    def announce(self) -> None:
+        """Say again what Redis should know besides the run: the newest version, the bound."""
         self._patiently(self._on_reopened)
 
     def finish(self) -> int:
         """Close the run; returns how many groups were surplus."""
-        if self._patiently(self._stream.state) is None:
+        while (num_surplus := self._patiently(self._stream.finish)) is None:
             logger.warning("redis was emptied: the run is opened again before it ends")
             self.open()
-        return self._patiently(self._stream.finish)
+        return num_surplus
 
     def snapshot(self) -> tuple[dict[str, Fate], int]:
         """Fates and cursor for a checkpoint, those that others closed included."""

@@ -37,7 +37,10 @@ class ImageSource:
         self._pixels_by_name: dict[str, np.ndarray] = {}
 
     def hold(self, spans: Iterable[ImageSpan]) -> None:
-        """Fetch and keep these images. Raises `BlobError` naming the first that is unusable."""
+        """Fetch and keep these images. Raises `BlobError` naming the first that is unusable.
+
+        A store that is away raises its `OSError`: that is no fault of the group's.
+        """
         for span in spans:
             if span.image not in self._pixels_by_name:
                 self._pixels_by_name[span.image] = self._load(span)
@@ -56,8 +59,9 @@ class ImageSource:
 
     def _load(self, span: ImageSpan) -> np.ndarray:
         """Pixels as uint8 (3, height, width)."""
+        content = self._blobs.get(span.image)
         try:
-            with Image.open(io.BytesIO(self._blobs.get(span.image))) as image:
+            with Image.open(io.BytesIO(content)) as image:
                 size = (span.size.width_px, span.size.height_px)
                 if image.size != size:
                     raise BlobError(

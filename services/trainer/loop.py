@@ -101,6 +101,7 @@ class Trainer:
         """The current weights under the number of their step; a checkpoint holds them."""
         started = time.perf_counter()
         self._publisher.publish(self._learner.policy, self.step)
+        self._delivery.announce()
         self._recorder.published_version.set(self.step)
         self._seconds["publish"] = time.perf_counter() - started
 

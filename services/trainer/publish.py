@@ -75,7 +75,7 @@ class Publisher:
             )
 
     def publish(self, policy: Policy, version: int) -> ChannelPointer:
-        """Write the version, or find it there with these weights; point the channel at it.
+        """Write the version, or find it there with these weights; `announce` then tells of it.
 
         Raises `WeightsError` if the version is there with other weights.
         """
@@ -88,12 +88,11 @@ class Publisher:
             )
         self._pointer = publish_version(staging, self._root, self._run, version)
         prune_versions(self._root, self._run, self._keep)
-        self.announce()
         logger.info("published version %d", version)
         return self._pointer
 
     def announce(self) -> None:
-        """Set the channel key to the newest version; again after an emptied Redis."""
+        """Point the channel at the newest version; again after an emptied Redis."""
         if self._pointer is not None:
             self._client.set(channel_key(self._channel), encode_pointer(self._pointer))
 

@@ -73,7 +73,7 @@ class StepRecord(msgspec.Struct, frozen=True, kw_only=True):
     is_cap_fraction: float
     """Trained tokens with π_old/μ over its cap."""
     grad_norm: float
-    """2-norm before clipping."""
+    """2-norm before clipping; with several updates per batch their mean, like the six above."""
     lr: float
     tokens_trained: int
     trajectories_trained: int

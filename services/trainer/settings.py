@@ -38,7 +38,7 @@ class TrainerSettings(ServiceSettings):
     max_off_policy_steps: int = Field(default=4, ge=0)
     """A group whose oldest token is more steps behind than this is stale."""
     max_outstanding: int = Field(default=32, ge=1)
-    """The feeder's bound on groups without a fate; only checked against the others here."""
+    """Bound on groups without a fate; the feeder must be given the same."""
     micro_batch: int = Field(default=16, ge=1)
     """Trajectories computed together; changes memory and speed, not the gradient."""
 

@@ -30,7 +30,10 @@ class StepAbandoned(Exception):
 
 @dataclass
 class StepFigures:
-    """What an optimizer batch was like; means weigh tokens as the loss does."""
+    """What an optimizer batch was like; means weigh tokens as the loss does.
+
+    With several updates on the batch they are means over the updates too.
+    """
 
     loss: float = 0.0
     kl_reference: float = 0.0
@@ -47,10 +50,16 @@ class StepFigures:
         default_factory=lambda: {"prepare": 0.0, "forward_backward": 0.0, "optimizer": 0.0}
     )
 
-    def add(self, micro_batch: MicroBatch, terms: TokenLoss, old_logprobs_N: Tensor) -> None:
-        """Add a micro-batch's share of the means."""
+    def add(
+        self,
+        micro_batch: MicroBatch,
+        terms: TokenLoss,
+        old_logprobs_N: Tensor,
+        num_updates: int,
+    ) -> None:
+        """Add a micro-batch's share of the means over all its updates."""
         difference_N = (old_logprobs_N - micro_batch.sampled_logprobs_N).abs()
-        weights_N = micro_batch.weights_N
+        weights_N = micro_batch.weights_N / num_updates
         self.loss += float((terms.loss_N.detach() * weights_N).sum())
         self.kl_reference += float((terms.kl_reference_N * weights_N).sum())
         self.mismatch_kl += float((terms.mismatch_kl_N * weights_N).sum())
@@ -93,18 +102,19 @@ class Learner:
             max_steps=settings.max_steps,
             final_share=settings.lr_final_share,
         )
+        figures = StepFigures(lr=lr, num_trajectories=len(samples))
+        figures.num_tokens_trained = sum(s.num_trained_tokens for s in samples)
         for update in range(settings.updates_per_batch):
             stop = should_stop if update == 0 else lambda: False
-            figures = StepFigures(lr=lr, num_trajectories=len(samples))
-            figures.num_tokens_trained = sum(s.num_trained_tokens for s in samples)
             for chunk, old_logprobs_N in zip(chunks, old, strict=True):
                 self._abandon_if(stop)
                 self._accumulate(chunk, old_logprobs_N, figures)
             self._abandon_if(stop)
             started = time.perf_counter()
-            figures.grad_norm = apply_gradient(
+            grad_norm = apply_gradient(
                 self.policy, self.optimizer, lr=lr, max_norm=settings.max_grad_norm
             )
+            figures.grad_norm += grad_norm / settings.updates_per_batch
             figures.seconds["optimizer"] += time.perf_counter() - started
         return figures
 
@@ -180,4 +190,4 @@ class Learner:
         )
         (terms.loss_N * micro_batch.weights_N).sum().backward()
         figures.seconds["forward_backward"] += time.perf_counter() - prepared
-        figures.add(micro_batch, terms, old_logprobs_N)
+        figures.add(micro_batch, terms, old_logprobs_N, self._settings.updates_per_batch)

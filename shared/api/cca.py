@@ -124,6 +124,8 @@ class ConsensusOutcome(StrEnum):
     """Two answers are equally frequent: abstain."""
     UNANSWERED = "unanswered"
     """Nobody answered: abstain."""
+    UNCOMMITTED = "uncommitted"
+    """The modal answer names no option (or neither yes nor no): "I cannot tell". Abstain."""
 
 
 class ConsensusResponse(WireModel):

@@ -39,6 +39,8 @@ class AbstentionReason(StrEnum):
     """Two answers are equally frequent."""
     UNANSWERED = "unanswered"
     """No trajectory gave an answer."""
+    UNCOMMITTED = "uncommitted"
+    """The most frequent answer commits to none of the choices."""
 
 
 class CaseFailure(WireModel):

@@ -128,7 +128,8 @@ class PolicyDescription(WireModel):
     version: int
     channel: str | None
     """The weights channel this replica follows."""
-    entropy_mode: Literal["exact"]
+    entropy_mode: Literal["exact", "off"]
+    """With `off`, which is for a benchmark, every entropy that is reported is 0."""
     tools: list[str]
     view: WirePixelLimits
     crop: WirePixelLimits

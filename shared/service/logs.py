@@ -8,6 +8,7 @@ import json
 import logging
 import sys
 import time
+import traceback
 import uuid
 
 REQUEST_ID_HEADER = "x-request-id"
@@ -17,10 +18,28 @@ request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", d
 
 _RESERVED = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
+_FRAMEWORKS = frozenset({"uvicorn", "asyncio", "celery", "kombu"})
+"""Loggers of whoever runs our code: what they catch is ours, and its words may be a caller's."""
+
 
 def new_request_id() -> str:
     """A fresh id."""
     return uuid.uuid4().hex
+
+
+def places_of(error: BaseException) -> str:
+    """A traceback without the exceptions' own words, which may quote what was worked on.
+
+    For errors that nobody foresaw; those of ours (`MedvrError`) quote nothing.
+    """
+    lines: list[str] = []
+    seen: BaseException | None = error
+    while seen is not None:
+        behind = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
+        frames = "".join(traceback.format_tb(seen.__traceback__))
+        lines.insert(0, f"Traceback (most recent call last):\n{frames}{type(seen).__qualname__}")
+        seen = behind
+    return "\n\n".join(lines)
 
 
 class JsonFormatter(logging.Formatter):
@@ -46,7 +65,9 @@ class JsonFormatter(logging.Formatter):
             if key not in _RESERVED:
                 line[key] = value
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+            error, is_foreign = record.exc_info[1], record.name.split(".")[0] in _FRAMEWORKS
+            quiet = places_of(error) if is_foreign and error is not None else None
+            line["exception"] = quiet or self.formatException(record.exc_info)
         return json.dumps(line, default=str)
 
 

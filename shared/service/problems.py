@@ -15,6 +15,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 
 from shared.errors import ApiProblem, BoundaryError
+from shared.service.logs import places_of
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ def problem_of(error: Exception) -> JSONResponse:
     """
     if isinstance(error, ApiProblem):
         return problem_response(error.status, error.title, error.detail)
-    logger.exception("unhandled error", exc_info=error)
+    logger.error("unhandled error", extra={"exception": places_of(error)})
     return problem_response(500, "Internal error", "the error was logged under the request id")
 
 

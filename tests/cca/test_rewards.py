@@ -293,6 +293,23 @@ async def test_at_inference_no_answer_is_no_vote(cca: CcaClient) -> None:
     assert response.agreement == 0.0
 
 
+async def test_at_inference_agreeing_that_one_cannot_tell_is_no_answer(cca: CcaClient) -> None:
+    response = await cca.consensus(
+        case(("I cannot tell.", [HERE]), ("i cannot tell", [HERE]), ("B", [THERE]))
+    )
+    assert response.outcome is ConsensusOutcome.UNCOMMITTED
+    assert (response.answer, response.shown_trajectory_id) == (None, None)
+    assert response.votes == {"i cannot tell": 2, "B": 1}
+    assert response.consensus.rectangles == []
+
+    unsure = case(("unclear", [HERE]), ("Unclear.", [HERE])).model_copy(
+        update={"answer_kind": AnswerKind.YES_NO, "options": []}
+    )
+    assert (await cca.consensus(unsure)).outcome is ConsensusOutcome.UNCOMMITTED
+    text = unsure.model_copy(update={"answer_kind": AnswerKind.FREE_TEXT})
+    assert (await cca.consensus(text)).answer == "unclear"
+
+
 async def test_agreeing_without_looking_shows_the_first(cca: CcaClient) -> None:
     response = await cca.consensus(case(("B", []), ("A", []), ("a", [])))
     assert response.answer == "A"

@@ -37,5 +37,7 @@ def test_killed_everywhere_twice_a_run_completes_and_loses_nothing(
     struck = Counter(row.target for row in report.recoveries)
     assert struck == {**{t.value: 2 for t in PROCESSES}, Target.EMPTIED.value: 1}
     assert all(row.ready_s is not None for row in report.recoveries)
+    worked_again = {row.target for row in report.recoveries if row.working_s is not None}
+    assert worked_again == set(struck), "after one blow at least, for as long as the run lasted"
     written = msgspec.json.decode((tmp_path / "recovery.json").read_bytes(), type=ChaosReport)
     assert written == report

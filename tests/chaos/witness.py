@@ -4,10 +4,9 @@ Every look is allowed to fail (that is what the run is about), no look may see a
 a channel that goes back, a version with other weights than before or ahead of the checkpoints.
 """
 
-import httpx
 import redis
 
-from services.local.channel import describe_policy, read_channel
+from services.local.channel import read_channel
 from shared.errors import PayloadError
 from shared.trajectory import decode_group
 from shared.weights import TRAIN_CHANNEL, verify_version
@@ -22,24 +21,16 @@ class Witness:
         """Of every version the channel pointed at."""
         self.sampled_versions: set[int] = set()
         """That tokens of groups on the stream came from."""
-        self.served_versions: list[int] = []
-        """By the policy server, in the order they were seen."""
         self.contradictions: list[str] = []
         self._system = system
 
     def look(self) -> None:
-        """One look at the channel, the stream and the policy server."""
+        """One look at the channel and the stream."""
         try:
             self._look_at_channel()
             self._look_at_stream()
         except redis.RedisError:
             pass  # it is down, or was emptied between two commands
-        try:
-            served = describe_policy(self._system.lines.policy_url).version
-        except httpx.HTTPError:
-            return
-        if self.served_versions[-1:] != [served]:
-            self.served_versions.append(served)
 
     def _look_at_channel(self) -> None:
         pointer = read_channel(self._system.redis, TRAIN_CHANNEL)

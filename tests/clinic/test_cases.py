@@ -194,6 +194,17 @@ def test_nobody_answering_abstains(clinic: httpx.Client, policy: ScriptedPolicy)
     assert case["votes"] == {}
 
 
+def test_agreeing_on_none_of_the_choices_abstains(clinic: httpx.Client, policy: ScriptedPolicy):
+    policy.rehearse([look(IN_VIEW), answer("I cannot tell")])
+
+    case = ask(clinic, k="2").json()
+
+    assert (case["status"], case["abstention"]) == ("abstained", "uncommitted")
+    assert (case["answer"], case["option_text"], case["turns"]) == (None, None, [])
+    assert case["votes"] == {"i cannot tell": 2}
+    assert len(case["attempts"]) == 2
+
+
 def test_a_bad_call_is_a_step_and_no_evidence(clinic: httpx.Client, policy: ScriptedPolicy):
     policy.rehearse([look([90, 90, 20, 20]), look(IN_VIEW), answer("A")])
 

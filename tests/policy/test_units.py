@@ -60,6 +60,13 @@ def test_texts_of_tokens_concatenate(vocabulary: Vocabulary, text: str) -> None:
     assert len(texts) == len(ids)
 
 
+def test_a_long_text_is_not_kept(vocabulary: Vocabulary) -> None:
+    long, short = "zoom in " * 1000, "zoom in once"
+    assert vocabulary.encode(long) == vocabulary.encode(long)
+    assert vocabulary.encode(long) is not vocabulary.encode(long)
+    assert vocabulary.encode(short) is vocabulary.encode(short)
+
+
 def test_an_unfinished_character_is_said_in_the_last_token(vocabulary: Vocabulary) -> None:
     ids = list(vocabulary.encode("a肺"))[:-1]
     assert TextStream(vocabulary).push(ids, final=True)[-1].endswith("\ufffd")

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
+import redis
 from celery.exceptions import Reject
 from prometheus_client import CollectorRegistry
 
@@ -10,7 +11,7 @@ from services.rollout.metrics import RolloutMetrics
 from services.rollout.settings import RolloutSettings
 from services.rollout.task import encode_task
 from services.rollout.worker import Deliveries, RolloutLoop
-from shared.stream import Fate
+from shared.stream import Fate, RunStream
 from shared.trajectory import decode_group
 from tests.rollout.company import RUN, Company
 
@@ -18,15 +19,21 @@ from tests.rollout.company import RUN, Company
 class Worker:
     """A worker's inside with its metrics."""
 
-    def __init__(self, company: Company, **flags: object) -> None:
+    def __init__(
+        self,
+        company: Company,
+        stream: RunStream | None = None,
+        loop_type: type[RolloutLoop] = RolloutLoop,
+        **flags: object,
+    ) -> None:
         self.registry = CollectorRegistry()
         values = {"run": RUN, "group_size": 2, "max_turns": 3, "max_turn_tokens": 200}
         settings = RolloutSettings.model_validate(
             {**company.urls, **values, "first_backoff_s": 0.05, **flags}
         )
         metrics = RolloutMetrics(self.registry)
-        self.loop = RolloutLoop(settings, metrics)
-        self.deliveries = Deliveries(settings, company.stream, self.loop, metrics)
+        self.loop = loop_type(settings, metrics)
+        self.deliveries = Deliveries(settings, stream or company.stream, self.loop, metrics)
 
     def outcomes(self) -> dict[str, float]:
         """Groups by outcome."""
@@ -164,6 +171,63 @@ def test_a_payload_of_nobody_becomes_a_letter_and_fates_nothing(
     assert worker.outcomes() == {"rejected": 1}
     assert company.stream.fates() == {}
     assert company.letters()[""].startswith("not a rollout payload")
+
+
+class OftenAway(RunStream):
+    """A run whose Redis does not answer some of the questions about a group."""
+
+    num_looks = 0
+
+    def is_wanted(self, group_id: str) -> bool:
+        self.num_looks += 1
+        if self.num_looks == 2:
+            raise redis.ConnectionError("away while the group is made")
+        return super().is_wanted(group_id)
+
+    def append(self, group_id: str, payload: bytes) -> bool:
+        if self.num_looks < 4:
+            raise redis.TimeoutError("away when the group is there")
+        return super().append(group_id, payload)
+
+
+def test_a_redis_that_is_away_costs_a_group_neither_its_life_nor_a_delivery(
+    company: Company,
+) -> None:
+    company.script.failures.extend([503] * 4)
+    worker = Worker(company, OftenAway(company.stream.client, RUN), max_deliveries=1)
+    _, payload = feed(company)
+    with worker.loop:
+        for reason in ("ConnectionError", "TimeoutError"):
+            with pytest.raises(Reject, match=reason) as caught:
+                worker.deliveries.handle(payload)
+            assert caught.value.requeue is True
+        worker.deliveries.handle(payload)
+    assert worker.outcomes() == {"requeued": 2, "appended": 1}
+    assert (company.letters(), company.stream.length()) == ({}, 1)
+
+
+WORDS = "is there a bleeding in the left lobe"
+
+
+class FailingLoop(RolloutLoop):
+    """With a bug that quotes what it works on."""
+
+    def make_group(self, *_: object) -> None:
+        raise KeyError(WORDS)
+
+
+def test_what_nobody_foresaw_is_a_letter_with_its_words_and_a_line_without(
+    company: Company, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker = Worker(company, loop_type=FailingLoop)
+    group_id, payload = feed(company)
+    with worker.loop:
+        worker.deliveries.handle(payload)
+    assert company.letters() == {group_id: f"unexpected KeyError: '{WORDS}'"}
+    assert worker.outcomes() == {"buried": 1}
+    assert WORDS not in "".join(str(vars(record)) for record in caplog.records)
+    (record,) = (r for r in caplog.records if "unexpectedly" in r.message)
+    assert "in make_group" in vars(record)["exception"]
 
 
 def test_a_stopping_worker_gives_back_what_it_is_offered(company: Company, worker: Worker) -> None:

@@ -8,7 +8,7 @@ from services.rollout.feeder import LOST_AFTER_S, Feeder
 from services.rollout.metrics import FeederMetrics
 from services.rollout.order import ProblemOrder
 from services.rollout.task import RolloutTask, create_celery, queue_key, send_task
-from shared.stream import Fate
+from shared.stream import Fate, RunState, RunStream
 from shared.trajectory import make_group_id
 from tests.rollout.company import NUM_PROBLEMS, RUN, Company, until
 
@@ -16,14 +16,21 @@ from tests.rollout.company import NUM_PROBLEMS, RUN, Company, until
 class Hand:
     """A feeder that notes what it sends on its way to the real queue."""
 
-    def __init__(self, company: Company, *, max_outstanding: int = 4, seed: int = 0) -> None:
+    def __init__(
+        self,
+        company: Company,
+        *,
+        max_outstanding: int = 4,
+        seed: int = 0,
+        stream: RunStream | None = None,
+    ) -> None:
         self.sent: list[str] = []
         self.dies_after_sending = False
         self.registry = CollectorRegistry()
         self._company = company
         self.now = 0.0
         self._feeder = Feeder(
-            company.stream,
+            stream or company.stream,
             ProblemOrder(RUN, company.problems, seed),
             self._send,
             FeederMetrics(self.registry),
@@ -152,6 +159,32 @@ def test_after_an_emptied_redis_what_was_lost_is_fed_again_and_nothing_else(
     assert hand.feed() == 0
 
 
+class EmptiedAfterALook(RunStream):
+    """A run whose Redis is emptied right after the feeder saw that it is running."""
+
+    is_emptied_next = False
+
+    def state(self) -> RunState | None:
+        state = super().state()
+        if self.is_emptied_next:
+            self.is_emptied_next = False
+            self.client.flushall()
+        return state
+
+
+def test_a_redis_emptied_while_the_feeder_looks_is_noticed_all_the_same(company: Company) -> None:
+    stream = EmptiedAfterALook(company.stream.client, RUN)
+    hand = Hand(company, max_outstanding=4, stream=stream)
+    hand.feed()
+    before = list(hand.sent)
+    stream.is_emptied_next = True
+    assert hand.feed() == 0
+    hand.sent.clear()
+    stream.open({}, cursor=4)
+    assert hand.feed() == 4
+    assert hand.sent == before
+
+
 def test_a_task_that_a_dying_worker_took_along_is_queued_again(company: Company) -> None:
     hand = Hand(company, max_outstanding=3)
     hand.feed()
@@ -226,6 +259,17 @@ def test_nothing_is_fed_before_the_run_is_open_or_after_it_is_finished(company: 
     assert hand.feed() == 4
     company.stream.finish()
     assert hand.feed() == 0
+
+
+def test_a_feeder_with_another_bound_than_the_trainer_ends_with_a_message(
+    company: Company,
+) -> None:
+    company.stream.announce_bound(8)
+    assert Hand(company, max_outstanding=8).feed() == 8
+    feeder = company.start("feeder", max_outstanding=9)
+    assert feeder.popen.wait(timeout=120) == 1
+    assert "max_outstanding is 9, but the trainer of run 'run' has 8" in company.log.read_text()
+    assert company.stream.cursor() == 8
 
 
 def test_the_process_waits_for_the_run_feeds_its_groups_and_ends_with_it(company: Company) -> None:

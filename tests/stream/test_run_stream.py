@@ -5,7 +5,7 @@ import pytest
 import redis
 from redis.client import Pipeline
 
-from shared.stream import Fate, RunState, RunStream, check_flow
+from shared.stream import Fate, RunState, RunStream
 
 
 @pytest.fixture
@@ -76,10 +76,27 @@ def test_the_first_fate_wins(stream: RunStream) -> None:
     stream.append("g", b"x")
     (entry,) = stream.read_new(1, 10)
     stream.bury(entry, "does not validate")
-    stream.settle([(entry, Fate.TRAINED)])
+    stream.settle([(entry, Fate.STALE)])
+    stream.open({"g": Fate.NO_SIGNAL}, cursor=1)
     assert stream.fates() == {"g": Fate.DEAD}
     ((_, letter),) = stream.client.xrange(stream.dead_key)
     assert letter[b"reason"] == b"does not validate"
+
+
+def test_what_a_checkpoint_holds_is_trained_whatever_became_of_a_second_attempt(
+    stream: RunStream, valkey: redis.Redis
+) -> None:
+    """Redis was emptied while the trainer held them; both were fed again, and died."""
+    feed(stream, "a", "b")
+    stream.append("a", b"x")
+    (entry,) = stream.read_new(1, 10)
+    valkey.flushall()
+    stream.open({}, cursor=2)
+    for group_id in ("a", "b"):
+        assert stream.give_up(group_id, "zoom is away") is True
+    stream.settle([(entry, Fate.TRAINED)])
+    stream.open({"b": Fate.TRAINED}, cursor=2)
+    assert stream.fates() == {"a": Fate.TRAINED, "b": Fate.TRAINED}
 
 
 def test_groups_left_at_the_end_are_surplus_and_no_longer_wanted(stream: RunStream) -> None:
@@ -90,7 +107,20 @@ def test_groups_left_at_the_end_are_surplus_and_no_longer_wanted(stream: RunStre
     assert stream.fates() == {"a": Fate.SURPLUS, "b": Fate.SURPLUS}
     assert not stream.is_wanted("b")
     assert stream.append("b", b"late") is False
-    assert stream.state() is RunState.FINISHED
+    assert stream.append("c", b"taken, and not yet marked as fed") is False
+    assert (stream.state(), stream.length()) == (RunState.FINISHED, 0)
+
+
+def test_a_run_that_was_emptied_away_is_not_finished(
+    stream: RunStream, valkey: redis.Redis
+) -> None:
+    feed(stream, "a")
+    valkey.flushall()
+    assert stream.finish() is None
+    assert stream.state() is None
+    stream.open({"a": Fate.TRAINED}, cursor=1)
+    assert (stream.finish(), stream.finish()) == (0, 0)
+    assert stream.fates() == {"a": Fate.TRAINED}
 
 
 def test_a_group_fed_in_the_last_moment_does_not_keep_a_run_from_ending(stream: RunStream) -> None:
@@ -145,18 +175,3 @@ def test_nothing_is_marked_as_fed_in_a_finished_run(stream: RunStream) -> None:
     stream.finish()
     assert stream.mark_fed("g", 0) is False
     assert (stream.cursor(), stream.outstanding()) == (0, 0)
-
-
-def test_flow_settings_bound_what_may_be_outstanding_from_both_sides() -> None:
-    flow = {
-        "groups_per_step": 4,
-        "checkpoint_every": 2,
-        "publish_every": 1,
-        "max_off_policy_steps": 3,
-    }
-    check_flow(**flow, max_outstanding=8)
-    check_flow(**flow, max_outstanding=12)
-    with pytest.raises(ValueError, match="max_outstanding is 7, but must lie between 8"):
-        check_flow(**flow, max_outstanding=7)
-    with pytest.raises(ValueError, match=r"between 8 .* and 12"):
-        check_flow(**flow, max_outstanding=13)

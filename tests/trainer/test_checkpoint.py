@@ -87,7 +87,10 @@ def test_a_version_is_an_ordinary_checkpoint_and_the_channel_names_it(
     (checkpoint / "medvr.json").write_bytes(msgspec.json.encode(DEFAULT_MANIFEST))
     with torch.no_grad():
         policy.model.get_input_embeddings().weight.add_(1.0)
-    pointer = publisher(valkey, checkpoint, tmp_path).publish(policy, 7)
+    publishing = publisher(valkey, checkpoint, tmp_path)
+    pointer = publishing.publish(policy, 7)
+    assert valkey.get(channel_key("policy:train")) is None
+    publishing.announce()
     folder = Path(pointer.path)
     assert folder == tmp_path / "r" / "000007"
     assert (verify_version(folder).run, verify_version(folder).version) == ("r", 7)

@@ -45,3 +45,39 @@ def test_an_emptied_redis_hears_of_a_trained_group_only_after_its_checkpoint(
     delivery.settle_trained()
     assert stream.fates() == {"a": Fate.TRAINED}
     assert (stream.length(), stream.outstanding()) == (1, 1)
+
+
+def test_a_version_is_announced_however_long_redis_is_away(valkey: redis.Redis) -> None:
+    answers = iter([redis.ConnectionError("away"), redis.TimeoutError("still"), None])
+    announced: list[str] = []
+
+    def announce() -> None:
+        answer = next(answers)
+        if answer is not None:
+            raise answer
+        announced.append("version 7")
+
+    stream, never = RunStream(valkey, "run"), threading.Event()
+    Delivery(stream, fates={}, cursor=0, stop=never, on_reopened=announce).announce()
+    assert announced == ["version 7"]
+
+
+def test_a_run_emptied_in_the_moment_of_its_end_keeps_its_fates(valkey: redis.Redis) -> None:
+    class EmptiedAtTheEnd(RunStream):
+        def finish(self) -> int | None:
+            if not opened[1:]:
+                valkey.flushall()
+            return super().finish()
+
+    opened: list[str] = []
+    delivery = Delivery(
+        EmptiedAtTheEnd(valkey, "run"),
+        fates={"a": Fate.TRAINED},
+        cursor=1,
+        stop=threading.Event(),
+        on_reopened=lambda: opened.append("again"),
+    )
+    delivery.open()
+    assert delivery.finish() == 0
+    assert RunStream(valkey, "run").fates() == {"a": Fate.TRAINED}
+    assert len(opened) == 2

@@ -19,7 +19,7 @@ from services.trainer.delivery import Delivery
 from services.trainer.intake import StaleRunError
 from services.trainer.settings import TrainerSettings
 from shared.stream import CONSUMER_GROUP, Fate, RunState, RunStream
-from shared.trajectory import encode_group
+from shared.trajectory import ImageSpan, encode_group
 from shared.weights import channel_key, decode_pointer
 from tests.trainer.groups import GroupBuilder
 from tests.trainer.runs import feed, open_stream, run_settings, steps_of, train
@@ -378,6 +378,26 @@ def test_a_redis_that_goes_away_for_a_while_is_waited_for(
         client.close()
     finally:
         server.stop()
+
+
+def test_a_blob_store_that_fails_ends_the_trainer_and_no_group(
+    make_settings: MakeSettings, valkey: redis.Redis, builder: GroupBuilder
+) -> None:
+    settings = make_settings(max_steps=1, groups_per_step=1)
+    group = builder.group(0)
+    stream = open_stream(valkey, "run", group)
+    shown = next(span for span in group.prompt if isinstance(span, ImageSpan))
+    blob = Path(builder.blobs.path(shown.image))
+    content = blob.read_bytes()
+    blob.unlink()
+    blob.mkdir()
+    with pytest.raises(IsADirectoryError):
+        train(settings)
+    assert (stream.fates(), stream.length()) == ({}, 1)
+    blob.rmdir()
+    blob.write_bytes(content)
+    train(settings)
+    assert stream.fates() == {group.group_id: Fate.TRAINED}
 
 
 def test_a_second_trainer_of_the_same_run_is_refused(tmp_path: Path) -> None:

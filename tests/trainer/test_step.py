@@ -117,6 +117,27 @@ def test_with_one_update_nothing_is_clipped_and_with_several_it_is(bench: Bench)
     assert often.take_step(samples, 0, never).clip_fraction > 0.0
 
 
+def test_the_figures_of_several_updates_are_their_means_and_their_times_add_up(
+    bench: Bench,
+) -> None:
+    """With a rate of nothing every update is the first one again."""
+    once, samples = bench.learner(lr=1e-12)
+    one = once.take_step(samples, 0, never)
+    often, samples = bench.learner(lr=1e-12, updates_per_batch=3)
+    three = often.take_step(samples, 0, never)
+    for name in ("loss", "mismatch_kl", "logprob_difference", "is_cap_fraction", "grad_norm"):
+        assert getattr(three, name) == pytest.approx(getattr(one, name), rel=1e-3, abs=1e-6), name
+    assert three.num_tokens_trained == one.num_tokens_trained
+
+    moved, samples = bench.learner(lr=0.01, updates_per_batch=2, kl_beta=0.01)
+    first, same = bench.learner(lr=0.01, kl_beta=0.01)
+    assert first.take_step(same, 0, never).kl_reference == pytest.approx(0.0, abs=1e-6)
+    second = first.take_step(same, 0, never).kl_reference
+    assert second > 1e-3
+    mean = moved.take_step(samples, 0, never).kl_reference
+    assert mean < 0.9 * second, "the first update had none of it"
+
+
 def test_the_reference_is_the_initial_policy_and_absent_without_beta(bench: Bench) -> None:
     without, _ = bench.learner(kl_beta=0.0)
     assert without.reference is None
