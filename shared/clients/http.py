@@ -21,6 +21,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from typing import Self, TypeVar, cast
 
+import aiohttp
 import httpx
 import msgspec
 from httpx_aiohttp import AiohttpTransport
@@ -288,7 +289,7 @@ class HttpBoundary:
             raise self._unreachable(str(response.url), error) from error
 
     def _unreachable(self, url: str, error: httpx.TransportError) -> BoundaryError:
-        what = type(error).__name__
+        what = type(error.__cause__ or error).__name__  # aiohttp's is the nearer word
         return self.error(f"{url} did not answer ({what}: {error})", is_transient=True)
 
 
@@ -297,8 +298,19 @@ def open_client(timeout: httpx.Timeout, *, has_tls: bool = True) -> httpx.AsyncC
 
     Loading the certificate store takes 20 ms, so it is left out where no URL has TLS.
     """
-    transport = AiohttpTransport(verify=has_tls, trust_env=False, limits=_POOL)
+    transport = _Connections(verify=has_tls, trust_env=False, limits=_POOL)
     return httpx.AsyncClient(transport=transport, timeout=timeout, trust_env=False)
+
+
+class _Connections(AiohttpTransport):
+    """aiohttp's connections; what httpx has no word for is a protocol error."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Send a request. Raises `httpx.TransportError`."""
+        try:
+            return await super().handle_async_request(request)
+        except aiohttp.ClientError as error:
+            raise httpx.RemoteProtocolError(str(error)) from error
 
 
 def encode(body: BaseModel) -> bytes:
