@@ -97,7 +97,7 @@ class Stack:
 def describe_end(child: ChildReport) -> str:
     """How a child ended, with the end of its log."""
     tail = "\n".join(f"    {line}" for line in log_tail(child.log, 20))
-    return f"{child.name} ended with status {child.exit_code}" + (f":\n{tail}" if tail else "")
+    return f"{child.name} {child.end}" + (f":\n{tail}" if tail else "")
 
 
 @contextmanager
@@ -157,7 +157,9 @@ def sleep_until_interrupted(stack: Stack) -> None:
             if child.num_restarts > told.get(child.name, 0):
                 told[child.name] = child.num_restarts
                 stack.console.print(
-                    f"{child.name} ended with status {child.exit_code} and was started again "
-                    f"({child.num_restarts}×); see {child.log}"
+                    f"{child.name} {child.end} and was started again "
+                    f"({child.num_restarts}×); see {child.log}",
+                    highlight=False,
+                    soft_wrap=True,
                 )
         time.sleep(1.0)
