@@ -39,4 +39,4 @@ def greet(console: Console, clinic_url: str, paths: StackPaths, problem_set: Pat
         highlight=False,
         markup=False,
     )
-    console.print("Ctrl-C stops everything; `medvr local status` shows what runs.")
+    console.print("Ctrl-C stops everything; `make status`, in another shell, shows what runs.")
