@@ -4,13 +4,11 @@ The true boxes go to `lesions.parquet` and nowhere else; the problem itself says
 """
 
 import asyncio
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from tqdm import tqdm
-
 from services.problems.phantoms import OPTIONS, QUESTION, Phantom
+from services.problems.progress import counting
 from shared.clients.zoom import ZoomClient
 from shared.geometry import Box, ImageSize
 from shared.problem import AnswerKind, Problem, ProblemSetManifest, write_problem_set
@@ -76,10 +74,9 @@ async def write_phantom_set(
     seed: int,
     source: str,
 ) -> int:
-    """Ingest and write one problem set, with a progress bar; the number of problems in it."""
-    pace_s = 0.2 if sys.stderr.isatty() else 10.0
-    with tqdm(total=num_phantoms, desc=folder.name, unit="phantom", mininterval=pace_s) as progress:
-        problems, lesions = await ingest_phantoms(phantoms, zoom, progress.update)
+    """Ingest and write one problem set, showing progress; the number of problems in it."""
+    with counting(folder.name, num_phantoms, "phantom") as add:
+        problems, lesions = await ingest_phantoms(phantoms, zoom, add)
     manifest = ProblemSetManifest(
         name=folder.name, num_problems=len(problems), seed=seed, source=source
     )

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from services.problems.phantoms import OPTIONS, QUESTION, render_phantom
+from services.problems.progress import counting
 from services.problems.scenes import render_scene
 from shared.render import encode_png
 
@@ -109,10 +109,12 @@ def write_scene_file(
     with (
         ProcessPoolExecutor(num_processes) as pool,
         pq.ParquetWriter(out, schema, compression="none") as writer,
+        counting("scenes", num_scenes + num_probes, "scene") as add,
     ):
         rows = _rows(pool, (num_scenes, seed), (num_probes, probe_seed), found_share)
-        for row in tqdm(rows, total=num_scenes + num_probes, desc="scenes", unit="scene"):
+        for row in rows:
             held.append(row)
+            add(1)
             if len(held) == _ROWS_PER_GROUP:
                 writer.write_table(pa.Table.from_pylist(held, schema=schema))
                 held.clear()
