@@ -212,7 +212,8 @@ class Demo:
             self._console.print(rich_table(comparison_rows(report), "The two arms"))
         self._console.print(
             f"{report.steps} steps, {report.seconds / 60:.1f} minutes in all; "
-            f"numbers, table and learning curves: {self._folder.root}"
+            f"numbers, table and learning curves: {self._folder.root}",
+            soft_wrap=True,
         )
 
     def _serve(self, stack: Stack) -> None:
