@@ -26,6 +26,12 @@ def write_example(paths: StackPaths, problem_set: Path) -> tuple[Path, Problem]:
     return image, problem
 
 
+def say_which_port(console: Console, wanted: int, given: int) -> None:
+    """Say so if the clinic does not get the port that was asked for."""
+    if given != wanted:
+        console.print(f"port {wanted} is taken: the clinic gets {given}", highlight=False)
+
+
 def greet(console: Console, clinic_url: str, paths: StackPaths, problem_set: Path) -> None:
     """Print the address and the line."""
     image, problem = write_example(paths, problem_set)
