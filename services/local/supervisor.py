@@ -227,10 +227,10 @@ class Supervisor:
 
     def stop_all(self) -> None:
         """Stop every child, tier by tier, then end whatever still carries the stack's mark."""
-        self._stopping.set()
-        if self._watcher.is_alive():
-            self._watcher.join()
         try:
+            self._stopping.set()
+            if self._watcher.is_alive():
+                self._watcher.join()
             for tier in sorted(Tier, reverse=True):
                 with self._lock:
                     names = [n for n, c in self._children.items() if c.spec.tier is tier]
