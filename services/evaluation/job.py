@@ -94,7 +94,7 @@ async def _finish_records(
     """Work on the problems without a record; all records in the order of the problems."""
     records = {r.problem_id: r for r in folder.read()}
     left = [p for p in problems if p.problem_id not in records]
-    title = f"{folder.path.name} ({settings.label})"
+    title = f"{settings.problem_set.name}, {settings.label}"
     with EvaluationProgress(title, list(records.values()), len(problems)) as progress:
 
         def keep(record: EvaluationRecord) -> None:

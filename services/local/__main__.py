@@ -51,7 +51,9 @@ def _demo(argv: list[str]) -> int:
         demo.run()
     except KeyboardInterrupt:
         if not demo.is_finished:
-            sys.stdout.write("stopped; --resume continues\n")
+            sys.stdout.write(
+                "stopped; the same command with --resume continues (make: ARGS=--resume)\n"
+            )
             return INTERRUPTED
         sys.stdout.write("stopped\n")
     return 0

@@ -58,5 +58,5 @@ def draw_curves(path: Path, log: TrainingLog, title: str) -> None:
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.25)
         if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=7)
+            axes.legend(fontsize=7, framealpha=0.5)
     figure.savefig(path, dpi=110)

@@ -25,7 +25,7 @@ from services.local.demo_report import (
     write_report,
 )
 from services.local.demo_settings import Arm, DemoPlan, quick
-from services.local.greeting import greet
+from services.local.greeting import greet, say_which_port
 from services.local.journal import Journal, StageClock
 from services.local.processes import CommandLines, StackPaths, StackPorts
 from services.local.settings import DemoSettings
@@ -77,6 +77,7 @@ class Demo:
         state = initial_state("demo", self._lines)
         with running_stack(self._stack_folder, state, self._console) as stack:
             journal = self._open_journal()
+            say_which_port(self._console, self._settings.clinic_port, self._lines.ports.clinic)
             stack.start(self._lines.valkey(self._settings.fsync))
             if not self._settings.resume:
                 self._forget_in_valkey()
@@ -212,7 +213,8 @@ class Demo:
             self._console.print(rich_table(comparison_rows(report), "The two arms"))
         self._console.print(
             f"{report.steps} steps, {report.seconds / 60:.1f} minutes in all; "
-            f"numbers, table and learning curves: {self._folder.root}"
+            f"numbers, table and learning curves: {self._folder.root}",
+            soft_wrap=True,
         )
 
     def _serve(self, stack: Stack) -> None:

@@ -26,6 +26,12 @@ def write_example(paths: StackPaths, problem_set: Path) -> tuple[Path, Problem]:
     return image, problem
 
 
+def say_which_port(console: Console, wanted: int, given: int) -> None:
+    """Say so if the clinic does not get the port that was asked for."""
+    if given != wanted:
+        console.print(f"port {wanted} is taken: the clinic gets {given}", highlight=False)
+
+
 def greet(console: Console, clinic_url: str, paths: StackPaths, problem_set: Path) -> None:
     """Print the address and the line."""
     image, problem = write_example(paths, problem_set)
@@ -39,4 +45,4 @@ def greet(console: Console, clinic_url: str, paths: StackPaths, problem_set: Pat
         highlight=False,
         markup=False,
     )
-    console.print("Ctrl-C stops everything; `medvr local status` shows what runs.")
+    console.print("Ctrl-C stops everything; `make status`, in another shell, shows what runs.")

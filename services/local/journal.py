@@ -54,7 +54,8 @@ class Journal:
             return journal
         if not resume:
             raise StackError(
-                f"{path} records a demo already: --resume continues it, --fresh starts over"
+                f"{path} records a demo already: --resume continues it, --fresh starts over "
+                "(make: ARGS=--resume)"
             )
         differing = differences(found.plan, plan)
         if differing:

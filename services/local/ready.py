@@ -14,6 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from services.local.ports import LOOPBACK
 from services.local.spec import Probe, ProcessSpec, Restart
@@ -52,26 +53,32 @@ def _get_ready(port: int) -> bool:
         connection.close()
 
 
-def log_tail(path: Path, num_lines: int) -> list[str]:
-    """The last lines of a log, read from its end."""
+def log_tail(path: Path, num_lines: int, start: int = 0) -> list[str]:
+    """The last lines of a log, read from its end; none of what is before byte `start`."""
     if not path.is_file():
         return []
     with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 16_384))
+        file.seek(max(start, path.stat().st_size - 16_384))
         text = file.read().decode(errors="replace")
     return [line for line in text.splitlines() if line.strip()][-num_lines:]
 
 
-def last_message(path: Path) -> str:
+def last_message(path: Path, start: int = 0) -> str:
     """What a process last said: the message of a JSON line, or the line itself."""
-    lines = log_tail(path, 1)
+    lines = log_tail(path, 1, start)
     if not lines:
         return ""
     try:
         line = json.loads(lines[0])
     except ValueError:
         return lines[0].strip()
-    return str(line.get("message", lines[0])) if isinstance(line, dict) else lines[0]
+    said = str(line.get("message", lines[0])) if isinstance(line, dict) else lines[0]
+    return " ".join(said.split())
+
+
+def one_line(said: str) -> Text:
+    """A log line as a cell: cut where the terminal ends; its brackets are no markup."""
+    return Text(said, no_wrap=True, overflow="ellipsis")
 
 
 def _seconds(child: ChildReport) -> str:
@@ -105,20 +112,20 @@ class _Waiting:
         if ended or child.num_restarts >= _MOST_CRASHES:
             tail = "\n".join(f"    {line}" for line in log_tail(child.log, 20))
             raise StackError(
-                f"{child.name} does not start (last exit status {child.exit_code}); "
-                f"the end of {child.log}:\n{tail}"
+                f"{child.name} does not start (it {child.end}); the end of {child.log}:\n{tail}"
             )
 
     def table(self) -> Table:
         table = Table(box=None, padding=(0, 2))
-        for title in ("process", "state", "for", "last said"):
-            table.add_column(title, no_wrap=True, overflow="ellipsis")
+        for title in ("process", "state", "for"):
+            table.add_column(title, no_wrap=True)
+        table.add_column("last said")  # the one that gives way on a narrow terminal
         for spec in self._specs:
             child = self._supervisor.child(spec.name)
             after = self._ready_after.get(spec.name)
             state = "[green]ready" if after else f"[yellow]{self._state(child)}"
-            said = "" if after else last_message(child.log)
-            table.add_row(spec.name, state, after or _seconds(child), said)
+            said = "" if after else last_message(child.log, child.log_start)
+            table.add_row(spec.name, state, after or _seconds(child), one_line(said))
         return table
 
     def line(self) -> str:

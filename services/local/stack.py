@@ -4,6 +4,7 @@ Entering takes the folder's lock (ending what a dead supervisor left), leaving s
 and releases it. SIGTERM and SIGHUP count as Ctrl-C, so a stack is left in one way only.
 """
 
+import math
 import os
 import signal
 import threading
@@ -26,6 +27,7 @@ from services.local.supervisor import ChildReport, ChildState, Supervisor
 READY_TIMEOUT_S = 600.0
 """Half a minute on two idle cores; minutes on busy ones."""
 _POLL_S = 0.2
+_SAME_SIGNAL_S = 1.0
 _KEPT_LOG_BYTES = 8 * 1024 * 1024
 
 
@@ -97,17 +99,26 @@ class Stack:
 def describe_end(child: ChildReport) -> str:
     """How a child ended, with the end of its log."""
     tail = "\n".join(f"    {line}" for line in log_tail(child.log, 20))
-    return f"{child.name} ended with status {child.exit_code}" + (f":\n{tail}" if tail else "")
+    return f"{child.name} {child.end}" + (f":\n{tail}" if tail else "")
 
 
 @contextmanager
 def signals_as_interrupt() -> Generator[None]:
-    """SIGTERM and SIGHUP raise `KeyboardInterrupt`, as SIGINT does."""
+    """SIGTERM and SIGHUP raise `KeyboardInterrupt`, as SIGINT does; what is ignored stays so.
+
+    Who signals a process and its group (as `timeout` does) means it once: a second signal right
+    after the first would else break off the stopping that the first began.
+    """
+    raised_at = -math.inf
 
     def interrupt(number: int, _: FrameType | None) -> None:
-        raise KeyboardInterrupt(signal.Signals(number).name)
+        nonlocal raised_at
+        if (now := time.monotonic()) - raised_at > _SAME_SIGNAL_S:
+            raised_at = now
+            raise KeyboardInterrupt(signal.Signals(number).name)
 
-    numbers = (signal.SIGTERM, signal.SIGHUP)
+    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    numbers = [number for number in wanted if signal.getsignal(number) is not signal.SIG_IGN]
     before = [signal.signal(number, interrupt) for number in numbers]
     try:
         yield
@@ -157,7 +168,9 @@ def sleep_until_interrupted(stack: Stack) -> None:
             if child.num_restarts > told.get(child.name, 0):
                 told[child.name] = child.num_restarts
                 stack.console.print(
-                    f"{child.name} ended with status {child.exit_code} and was started again "
-                    f"({child.num_restarts}×); see {child.log}"
+                    f"{child.name} {child.end} and was started again "
+                    f"({child.num_restarts}×); see {child.log}",
+                    highlight=False,
+                    soft_wrap=True,
                 )
         time.sleep(1.0)

@@ -111,7 +111,10 @@ class StackFolder:
 
     def __enter__(self) -> Self:
         """Take the lock, and end what a dead supervisor left. Raises `StackError` if held."""
-        self.root.mkdir(parents=True, exist_ok=True)
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise StackError(f"{self.root} cannot be a folder: a file is in the way") from None
         lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -121,7 +124,7 @@ class StackFolder:
             who = f" (process {state.supervisor_pid}, {state.url})" if state else ""
             raise StackError(
                 f"a stack is already running in {self.root}{who}; "
-                "`medvr local status` shows it, `medvr local down` stops it"
+                "`make status` shows it, `make down` stops it"
             ) from None
         self._lock = lock
         self.end_leftovers()

@@ -14,6 +14,7 @@ from services.local.ready import is_ready
 from services.local.state import ProcessState, StackFolder, StackState
 from services.local.supervisor import ChildState
 from shared.stream import RunStream
+from shared.weights import BASE_RUN
 
 _TIMEOUT_S = 2.0
 
@@ -24,23 +25,27 @@ def status(folder: StackFolder, console: Console) -> bool:
     if state is None or not folder.is_held():
         console.print(f"nothing is running in {folder.root}")
         if state is not None:
-            console.print("(its supervisor was killed; `medvr local down` tidies up)")
+            console.print("(its supervisor was killed; `make down` tidies up)")
         return False
-    console.print(
-        f"`{state.command}` in {folder.root}, process {state.supervisor_pid}, "
-        f"for {_span(time.time() - state.started_at)}; clinic: {state.url}; "
-        f"logs: {folder.logs}"
+    running_for = _span(time.time() - state.started_at)
+    head = (
+        f"`{state.command}` in {folder.root}, process {state.supervisor_pid}, for {running_for}",
+        f"clinic: {state.url}",
+        f"logs: {folder.logs}",
     )
+    for line in head:
+        console.print(line, soft_wrap=True)
     console.print(_process_table(state))
     for line in (_policy_line(state), _run_line(state)):
         if line:
-            console.print(line)
+            console.print(line, soft_wrap=True)
     return True
 
 
 def _process_table(state: StackState) -> Table:
-    table = Table(box=None, padding=(0, 2))
-    for title in ("process", "state", "ready", "for", "restarts", "pid", "port"):
+    table = Table(box=None, padding=(0, 1))
+    table.add_column("process")  # the one that gives way on a narrow terminal
+    for title in ("state", "ready", "for", "restarts", "pid", "port"):
         table.add_column(title, no_wrap=True)
     with ThreadPoolExecutor(max_workers=8) as pool:
         ready = list(pool.map(_ready, state.processes))
@@ -77,6 +82,8 @@ def _policy_line(state: StackState) -> str:
         policy = describe_policy(state.policy_url, _TIMEOUT_S)
     except httpx.HTTPError:
         return ""
+    if policy.run == BASE_RUN:
+        return f"policy: {policy.model}, the checkpoint it was started with"
     return f"policy: {policy.model}, run {policy.run}, version {policy.version}"
 
 

@@ -60,6 +60,15 @@ class ChildReport:
     exit_code: int | None
     """Of its last end; negative: ended by that signal. None if it never ended."""
     log: Path
+    log_start: int = 0
+    """Size of the log when it was last started: what is before that, others have said."""
+
+    @property
+    def end(self) -> str:
+        """How it last ended: `ended with status 1`, `was ended by SIGKILL`."""
+        if self.exit_code is not None and self.exit_code < 0:
+            return f"was ended by {signal.Signals(-self.exit_code).name}"
+        return f"ended with status {self.exit_code}"
 
 
 PATIENT_THREADS = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
@@ -83,6 +92,7 @@ class _Child:
     def spawn(self) -> None:
         is_logged = self.spec.output is Output.LOG
         with self.log.open("ab") as log:
+            self.log_start = log.tell()
             self.process = subprocess.Popen(
                 self.spec.command,
                 stdin=subprocess.DEVNULL,
@@ -147,6 +157,7 @@ class _Child:
             uptime_s=time.monotonic() - self.started_at if runs else 0.0,
             exit_code=self.exit_code,
             log=self.log,
+            log_start=self.log_start,
         )
 
 
@@ -216,10 +227,10 @@ class Supervisor:
 
     def stop_all(self) -> None:
         """Stop every child, tier by tier, then end whatever still carries the stack's mark."""
-        self._stopping.set()
-        if self._watcher.is_alive():
-            self._watcher.join()
         try:
+            self._stopping.set()
+            if self._watcher.is_alive():
+                self._watcher.join()
             for tier in sorted(Tier, reverse=True):
                 with self._lock:
                     names = [n for n, c in self._children.items() if c.spec.tier is tier]

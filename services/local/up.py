@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from services.local.greeting import greet
+from services.local.greeting import greet, say_which_port
 from services.local.processes import CommandLines, StackPaths, StackPorts
 from services.local.settings import TINY, UpSettings
 from services.local.stack import initial_state, running_stack, sleep_until_interrupted
@@ -38,6 +38,7 @@ def up(settings: UpSettings, console: Console) -> None:
     examples = folder.root / "problems" / "brain-test"
     started = time.monotonic()
     with running_stack(folder, initial_state("up", lines), console) as stack:
+        say_which_port(console, settings.clinic_port, lines.ports.clinic)
         stack.start(lines.valkey(settings.fsync))
         zoom = lines.zoom()
         services = [

@@ -16,7 +16,10 @@ REQUEST_ID_HEADER = "x-request-id"
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="")
 """Id of the request being served; clients pass it on."""
 
-_RESERVED = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_RESERVED = frozenset(vars(logging.makeLogRecord({}))) | {
+    *("message", "asctime", "taskName"),
+    "color_message",  # uvicorn's own message once more, with escape codes
+}
 
 _FRAMEWORKS = frozenset({"uvicorn", "asyncio", "celery", "kombu"})
 """Loggers of whoever runs our code: what they catch is ours, and its words may be a caller's."""

@@ -5,6 +5,7 @@ finish for `GRACE_S` and runs the app's lifespan exit. The port is taken before 
 so that one in use ends the process with a message, probes included.
 """
 
+import logging
 import os
 import socket
 import threading
@@ -18,6 +19,8 @@ from uvicorn.config import STARTUP_FAILURE
 
 from shared.errors import MedvrError
 from shared.service.app import ReadyCheck, create_service_app
+
+logger = logging.getLogger(__name__)
 
 GRACE_S = 10
 _BACKLOG = 2048
@@ -54,6 +57,7 @@ def serve(app: FastAPI, host: str, port: int) -> None:
     )
     server = uvicorn.Server(config)
     with listen(host, port) as listener, suppress(KeyboardInterrupt):
+        logger.info("listening on http://%s:%d", host, port)
         server.run(sockets=[listener])
     if not server.started:
         raise SystemExit(STARTUP_FAILURE)

@@ -43,6 +43,8 @@ RedisUrl = Annotated[str, AfterValidator(_url("redis", "rediss", "unix"))]
 class ServiceSettings(BaseSettings):
     """Base of every service's settings; subclasses set `model_config = settings_config(...)`."""
 
+    model_config = SettingsConfigDict(use_attribute_docstrings=True)  # for what is inherited
+
     log_level: LogLevel = "INFO"
     """Least level that is logged: DEBUG, INFO, WARNING or ERROR."""
 

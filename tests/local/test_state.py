@@ -15,7 +15,7 @@ from rich.console import Console
 from services.local.leftovers import stack_environment, stack_processes
 from services.local.processes import CommandLines, StackPaths, StackPorts
 from services.local.spec import Probe, ProcessSpec, Tier
-from services.local.stack import initial_state, running_stack
+from services.local.stack import initial_state, running_stack, signals_as_interrupt
 from services.local.state import StackError, StackFolder, StackState, stop_stack
 from services.local.status import status
 from services.local.supervisor import ChildState
@@ -112,6 +112,16 @@ def test_a_signal_stops_it_cleanly(supervised: Supervised, number: signal.Signal
     assert stack_processes(stack_id) == []
 
 
+@pytest.mark.parametrize("pause_s", [0.0, 0.0002, 0.05])
+def test_a_signal_that_comes_twice_leaves_nothing(supervised: Supervised, pause_s: float) -> None:
+    stack_id = supervised.state.stack_id
+    for _ in range(2):
+        supervised.process.send_signal(signal.SIGINT)
+        time.sleep(pause_s)
+    until_line(supervised.output, "stopped")
+    assert stack_processes(stack_id) == []
+
+
 def test_a_second_stack_in_the_folder_is_refused(supervised: Supervised) -> None:
     with (
         pytest.raises(StackError, match=rf"already running.*process {supervised.process.pid}"),
@@ -198,3 +208,15 @@ def test_a_process_that_cannot_start_is_told_with_its_log(tmp_path: Path) -> Non
         stack.start(ProcessSpec("policy", broken, Tier.SERVICE, port=1, probe=Probe.HTTP))
     assert folder.read() is None
     assert not folder.is_held()
+
+
+def test_a_signal_that_comes_twice_interrupts_once_and_an_ignored_one_never() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals_as_interrupt():
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -61,6 +61,8 @@ def test_a_crashed_child_is_started_again_and_counted(supervisor: Supervisor) ->
     assert again.state is ChildState.RUNNING
     assert again.pid != first.pid
     assert again.exit_code == -signal.SIGKILL
+    assert again.end == "was ended by SIGKILL"
+    assert again.log_start == again.log.stat().st_size
 
 
 def test_a_child_that_keeps_crashing_waits_longer_each_time(

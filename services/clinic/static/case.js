@@ -90,10 +90,12 @@ function consensusCard(consensus) {
   return card("Consensus region", "Where more than half of the agreeing trajectories looked.", seen);
 }
 
+const ENDED = { no_tool_no_answer: "neither zoom nor answer" };
+
 function attemptsCard(found) {
   const rows = found.attempts.map((one, i) => [
     one.trajectory_id === found.shown_trajectory_id ? `${i + 1} (shown)` : i + 1,
-    one.answer ?? "—", one.boxes.length, one.num_turns, one.stop_reason.replaceAll("_", " "),
+    one.answer ?? "—", one.boxes.length, one.num_turns, ENDED[one.stop_reason] ?? one.stop_reason.replaceAll("_", " "),
   ]);
   return card("Trajectories", null, el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Trajectories" },
     table(rows, ["No.", "Answer", "Zooms", "Turns", "Ended"])));
@@ -103,7 +105,7 @@ function policyCard(found) {
   const { policy, settings } = found;
   return card("Policy", null, table([
     ["Model", policy.model],
-    ["Version", `${policy.versions.join(", ")} (run ${policy.run})`],
+    ["Version", policy.run === "base" ? "the checkpoint it was started with" : `${policy.versions.join(", ")} (run ${policy.run})`],
     ["View", `${policy.view_width_px} × ${policy.view_height_px} px`],
     ["Trajectories", settings.num_trajectories],
     ["Temperature", settings.temperature],
