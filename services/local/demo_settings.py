@@ -51,7 +51,7 @@ class TrainerPlan:
     warmup_steps: int = 5
     kl_beta: float = 0.0
     """No term for the distance to the base: its forward passes are a quarter of a step."""
-    micro_batch: int = 64
+    pack_tokens: int = 16_384
     checkpoint_every: int = 1
     publish_every: int = 1
     threads: int = 1

@@ -237,7 +237,7 @@ class CommandLines:
             *("--groups-per-step", str(trainer.groups_per_step)),
             *("--max-off-policy-steps", str(trainer.max_off_policy_steps)),
             *("--max-outstanding", str(trainer.max_outstanding)),
-            *("--micro-batch", str(trainer.micro_batch)),
+            *("--pack-tokens", str(trainer.pack_tokens)),
             *("--kl-beta", str(trainer.kl_beta)),
             *("--lr", str(trainer.lr)),
             *("--warmup-steps", str(trainer.warmup_steps)),

@@ -1,103 +1,144 @@
 # pyright: basic
-"""An optimizer batch, cut into padded micro-batches.
+"""A pack of trees as the tensors of one forward pass.
 
-Trajectories keep the order of their groups, so that siblings, which share the view and many crops,
-land in the same micro-batch: each distinct image there is encoded once and its features are
-gathered by every trajectory that shows it. Autograd sums what flows back. Padding is on the right;
-attention is causal, so no real token ever sees it.
-
-`_BL` is (trajectories of the micro-batch, longest of them), `_N` its trained tokens, flat.
+`_L` is the pack's distinct tokens, `_U` those of them that are trained, `_N` the trained tokens of
+all its trajectories, `_S` its image placeholders, `_F` the features of the bundle's images.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from itertools import accumulate
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from services.trainer.attention import TreeLayout, make_layout
 from services.trainer.images import ImageSource
-from services.trainer.loss import token_weights
-from services.trainer.sample import TrainingSample
+from services.trainer.packing import Bundle, Pack
+from services.trainer.tree import Node
 
 
 @dataclass(frozen=True, slots=True)
-class MicroBatch:
+class PackTensors:
     """What one forward pass needs."""
 
-    input_ids_BL: Tensor
-    attention_mask_BL: Tensor
-    image_mask_BL: Tensor
+    input_ids_L: Tensor
+    positions_3L: Tensor
+    layout: TreeLayout
+    image_tokens_S: Tensor
     """Where an image feature replaces the placeholder's embedding."""
-    pixel_values: Tensor
-    """Patches of the distinct images, (patches, values per patch)."""
-    grid_thw: Tensor
-    """(distinct images, 3): frames, rows and columns of patches."""
-    image_order: Tensor
-    """Index of the distinct image behind every shown image, in reading order."""
-    rows_N: Tensor
-    columns_N: Tensor
-    """Where each trained token stands."""
+    features_S: Tensor
+    """Which of the bundle's features, of F."""
+    tokens_U: Tensor
+    """Where each distinct trained token lies."""
+    before_U: Tensor
+    """Where the token before it on its path lies: its distribution is computed there."""
+    distinct_N: Tensor
+    """Which of U each trajectory's trained token is."""
+    trajectory_N: Tensor
+    """Which of the pack's trajectories it belongs to."""
     sampled_logprobs_N: Tensor
     advantages_N: Tensor
     weights_N: Tensor
-    """1 / (B · T_i), counted over the whole optimizer batch."""
+    """Normalisers, counted over the whole optimizer batch."""
 
 
-def cut_batch(
-    samples: Sequence[TrainingSample], size: int
-) -> list[tuple[list[TrainingSample], list[float]]]:
-    """Samples in runs of `size` with the token weight of each, counted before cutting."""
-    weights = token_weights([sample.num_trained_tokens for sample in samples])
-    return [
-        (list(samples[start : start + size]), weights[start : start + size])
-        for start in range(0, len(samples), size)
-    ]
+@dataclass(frozen=True, slots=True)
+class BundleImages:
+    """The distinct images of a bundle."""
+
+    pixel_values: Tensor
+    """Patches, (patches, values per patch)."""
+    grid_thw: Tensor
+    """(images, 3): frames, rows and columns of patches."""
+    rows_by_name: Mapping[str, range]
+    """Where the features of each lie among F."""
+
+
+def collect_images(bundle: Bundle, images: ImageSource, device: torch.device) -> BundleImages:
+    """Each image of a bundle once."""
+    spans = {span.image: span for pack in bundle for tree in pack for span in tree.images}
+    ends = list(accumulate(span.size.num_image_tokens for span in spans.values()))
+    pixel_values, grid_thw = images.patches(list(spans))
+    return BundleImages(
+        pixel_values=pixel_values.to(device),
+        grid_thw=grid_thw.to(device),
+        rows_by_name={
+            name: range(end - span.size.num_image_tokens, end)
+            for (name, span), end in zip(spans.items(), ends, strict=True)
+        },
+    )
 
 
 def collate(
-    samples: Sequence[TrainingSample],
-    weights: Sequence[float],
-    images: ImageSource,
+    pack: Pack,
+    rows_by_name: Mapping[str, range],
     *,
     image_token_id: int,
     device: torch.device,
-) -> MicroBatch:
-    """Pad the samples to their longest and look up each distinct image once."""
-    length = max(len(sample.input_ids) for sample in samples)
-    input_ids_BL = torch.zeros(len(samples), length, dtype=torch.long)
-    attention_mask_BL = torch.zeros(len(samples), length, dtype=torch.long)
-    trained_BL = torch.zeros(len(samples), length, dtype=torch.bool)
-    for row, sample in enumerate(samples):
-        num_tokens = len(sample.input_ids)
-        input_ids_BL[row, :num_tokens] = torch.tensor(sample.input_ids)
-        attention_mask_BL[row, :num_tokens] = 1
-        trained_BL[row, :num_tokens] = torch.tensor(sample.loss_mask)
-    shown = [span.image for sample in samples for span in sample.images]
-    index_by_name = {name: index for index, name in enumerate(dict.fromkeys(shown))}
-    pixel_values, grid_thw = images.patches(list(index_by_name))
-    rows_N, columns_N = trained_BL.nonzero(as_tuple=True)
+) -> PackTensors:
+    """A pack's tensors; `rows_by_name` says where its images' features lie."""
+    input_ids_L = torch.tensor([i for tree in pack for i in tree.input_ids])
+    starts = [0, *accumulate(tree.num_tokens for tree in pack)]
+    ends = [end + at for at, tree in zip(starts, pack, strict=False) for end in tree.subtree_end]
+    layout = make_layout(_nodes(pack, starts), torch.tensor(ends, device=device))
+    samples = [sample for tree in pack for sample in tree.samples]
+    tokens_N, before_N = _trained(pack, starts)
+    tokens_U, distinct_N = np.unique(tokens_N, return_inverse=True)
+    before_U = np.empty_like(tokens_U)
+    before_U[distinct_N] = before_N
     counts = torch.tensor([sample.num_trained_tokens for sample in samples])
-    advantages = torch.tensor([sample.advantage for sample in samples])
-    logprobs = [logprob for sample in samples for logprob in sample.sampled_logprobs]
-    micro_batch = MicroBatch(
-        input_ids_BL=input_ids_BL,
-        attention_mask_BL=attention_mask_BL,
-        image_mask_BL=(input_ids_BL == image_token_id) & attention_mask_BL.bool(),
-        pixel_values=pixel_values,
-        grid_thw=grid_thw,
-        image_order=torch.tensor([index_by_name[name] for name in shown], dtype=torch.long),
-        rows_N=rows_N,
-        columns_N=columns_N,
-        sampled_logprobs_N=torch.tensor(logprobs),
-        advantages_N=advantages.repeat_interleave(counts),
-        weights_N=torch.tensor(weights).repeat_interleave(counts),
+    rows_S = [row for tree in pack for span in tree.images for row in rows_by_name[span.image]]
+    tensors = PackTensors(
+        input_ids_L=input_ids_L,
+        positions_3L=torch.from_numpy(np.concatenate([t.positions_3L for t in pack], axis=1)),
+        layout=layout,
+        image_tokens_S=(input_ids_L == image_token_id).nonzero()[:, 0],
+        features_S=torch.tensor(rows_S, dtype=torch.long),
+        tokens_U=torch.from_numpy(tokens_U),
+        before_U=torch.from_numpy(before_U),
+        distinct_N=torch.from_numpy(distinct_N),
+        trajectory_N=torch.arange(len(samples)).repeat_interleave(counts),
+        sampled_logprobs_N=torch.tensor([x for s in samples for x in s.sampled_logprobs]),
+        advantages_N=torch.tensor([s.advantage for s in samples]).repeat_interleave(counts),
+        weights_N=torch.tensor([s.token_weight for s in samples]).repeat_interleave(counts),
     )
-    return _to(micro_batch, device)
+    return _to(tensors, device)
 
 
-def _to(micro_batch: MicroBatch, device: torch.device) -> MicroBatch:
+def _nodes(pack: Pack, starts: Sequence[int]) -> list[Node]:
+    """The nodes of all trees, one tree after the other."""
+    nodes: list[Node] = []
+    for start, tree in zip(starts, pack, strict=False):
+        num_before = len(nodes)
+        nodes += [
+            Node(
+                node.start + start,
+                node.end + start,
+                None if node.parent is None else node.parent + num_before,
+            )
+            for node in tree.nodes
+        ]
+    return nodes
+
+
+def _trained(pack: Pack, starts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Where every trajectory's trained tokens, and the tokens before them, lie."""
+    tokens: list[np.ndarray] = []
+    before: list[np.ndarray] = []
+    for start, tree in zip(starts, pack, strict=False):
+        for sample, path in zip(tree.samples, tree.paths, strict=True):
+            trained = np.flatnonzero(sample.loss_mask)
+            tokens.append(path[trained] + start)
+            before.append(path[trained - 1] + start)
+    return np.concatenate(tokens), np.concatenate(before)
+
+
+def _to(tensors: PackTensors, device: torch.device) -> PackTensors:
     if device.type == "cpu":
-        return micro_batch
-    return MicroBatch(
-        **{name: getattr(micro_batch, name).to(device) for name in MicroBatch.__slots__}
+        return tensors
+    moved = {f.name: getattr(tensors, f.name) for f in fields(PackTensors)}
+    return PackTensors(
+        **{k: v.to(device) if isinstance(v, Tensor) else v for k, v in moved.items()}
     )

@@ -79,8 +79,8 @@ class Trainer:
 
     def take_step(self, batch: Batch) -> None:
         """Update the weights and record what the batch was like."""
-        samples = [sample for group in batch.groups for sample in group.samples]
-        figures = self._learner.take_step(samples, self.step, self._stop.is_set)
+        groups = [group.samples for group in batch.groups]
+        figures = self._learner.take_step(groups, self.step, self._stop.is_set)
         self.step += 1
         self._delivery.mark_trained([g.group.group_id for g in batch.groups])
         self._recorder.count_fate(Fate.TRAINED, len(batch.groups))

@@ -25,7 +25,8 @@ from transformers import (  # noqa: E402 - the operators must be declared first
     PreTrainedModel,
 )
 
-from services.trainer.batch import MicroBatch  # noqa: E402
+from services.trainer.attention import NAME  # noqa: E402
+from services.trainer.batch import BundleImages, PackTensors  # noqa: E402
 from services.trainer.sample import ModelLimits  # noqa: E402
 from shared.agent.prompt import VISION_PLACEHOLDERS  # noqa: E402
 from shared.checkpoint import MODEL_TYPES, check_checkpoint, is_hub_name  # noqa: E402
@@ -102,6 +103,8 @@ class Policy(nn.Module):
             raise WeightsError(
                 f"{checkpoint} is a {model.config.model_type}; accepted: {', '.join(MODEL_TYPES)}"
             )
+        # The text model alone sees trees; without one this is sdpa.
+        model.model.language_model.config._attn_implementation = NAME
         model.eval()
         if gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -114,32 +117,46 @@ class Policy(nn.Module):
         self.eval()
         return self
 
-    def trained_logprobs(self, micro_batch: MicroBatch) -> Tensor:
-        """ln π of every trained token given all before it, shape (N,), float32 or wider."""
+    def image_features(self, images: BundleImages) -> Tensor | None:
+        """What the vision tower says of each image once, (F, D), float32 or wider; None of none."""
+        if not images.rows_by_name:
+            return None
         with self._arithmetic():
-            hidden_BLD = self._hidden(micro_batch)
-        before_ND = hidden_BLD[micro_batch.rows_N, micro_batch.columns_N - 1]
-        targets_N = micro_batch.input_ids_BL[micro_batch.rows_N, micro_batch.columns_N]
-        if len(targets_N) <= self._tokens_at_once:
-            return self._logprobs(before_ND, targets_N)
+            features = self.model.model.get_image_features(images.pixel_values, images.grid_thw)
+        features_FD = torch.cat(list(features.pooler_output))
+        return features_FD.float() if _is_half(features_FD) else features_FD
+
+    def trained_logprobs(self, pack: PackTensors, features_FD: Tensor | None) -> Tensor:
+        """ln π of every trajectory's trained tokens given all before them, (N,), float32 or wider.
+
+        Computed once for each distinct token.
+        """
+        with self._arithmetic():
+            hidden_LD = self._hidden(pack, features_FD)
+        targets_U = pack.input_ids_L[pack.tokens_U]
+        return self.token_logprobs(hidden_LD[pack.before_U], targets_U)[pack.distinct_N]
+
+    def token_logprobs(self, before_UD: Tensor, targets_U: Tensor) -> Tensor:
+        """ln π of targets, given the hidden states before them; a bounded number at a time."""
+        if len(targets_U) <= self._tokens_at_once:
+            return self._logprobs(before_UD, targets_U)
         pieces = zip(
-            before_ND.split(self._tokens_at_once),
-            targets_N.split(self._tokens_at_once),
+            before_UD.split(self._tokens_at_once),
+            targets_U.split(self._tokens_at_once),
             strict=True,
         )
         return torch.cat(
             [recomputed(self._logprobs, *piece, use_reentrant=False) for piece in pieces]
         )
 
-    def _logprobs(self, before_ND: Tensor, targets_N: Tensor) -> Tensor:
-        """ln π of the targets, given the hidden states before them."""
+    def _logprobs(self, before_UD: Tensor, targets_U: Tensor) -> Tensor:
         with self._arithmetic():
-            logits_NV = self.model.lm_head(before_ND)
-        if logits_NV.dtype in (torch.bfloat16, torch.float16):
-            logits_NV = logits_NV.float()
-        logits_NV = logits_NV.index_fill(1, self._forbidden, float("-inf"))
-        chosen_N = logits_NV.gather(1, targets_N[:, None])[:, 0]
-        return chosen_N - torch.logsumexp(logits_NV, dim=1)
+            logits_UV = self.model.lm_head(before_UD)
+        if _is_half(logits_UV):
+            logits_UV = logits_UV.float()
+        logits_UV = logits_UV.index_fill(1, self._forbidden, float("-inf"))
+        chosen_U = logits_UV.gather(1, targets_U[:, None])[:, 0]
+        return chosen_U - torch.logsumexp(logits_UV, dim=1)
 
     def _arithmetic(self) -> contextlib.AbstractContextManager:
         device_type = next(self.parameters()).device.type
@@ -147,28 +164,19 @@ class Policy(nn.Module):
             return contextlib.nullcontext()
         return torch.autocast(device_type, dtype=self._dtype)
 
-    def _hidden(self, micro_batch: MicroBatch) -> Tensor:
-        """Last hidden states (B, L, D). Each distinct image is encoded once."""
-        embeds_BLD = self.model.get_input_embeddings()(micro_batch.input_ids_BL)
-        if len(micro_batch.image_order):
-            features = self._shown_features(micro_batch).to(embeds_BLD.dtype)
-            embeds_BLD = embeds_BLD.masked_scatter(micro_batch.image_mask_BL[..., None], features)
-        position_ids, _ = self.model.model.get_rope_index(
-            micro_batch.input_ids_BL,
-            mm_token_type_ids=micro_batch.image_mask_BL.int(),
-            image_grid_thw=micro_batch.grid_thw[micro_batch.image_order],
-            attention_mask=micro_batch.attention_mask_BL,
-        )
+    def _hidden(self, pack: PackTensors, features_FD: Tensor | None) -> Tensor:
+        """Last hidden states (L, D)."""
+        embeds_LD = self.model.get_input_embeddings()(pack.input_ids_L)
+        if features_FD is not None:
+            shown_SD = features_FD[pack.features_S].to(embeds_LD.dtype)
+            embeds_LD = embeds_LD.index_copy(0, pack.image_tokens_S, shown_SD)
         return self.model.model.language_model(
-            inputs_embeds=embeds_BLD,
-            position_ids=position_ids,
-            attention_mask=None,
+            inputs_embeds=embeds_LD[None],
+            position_ids=pack.positions_3L[:, None],
+            attention_mask={"full_attention": pack.layout},
             use_cache=False,
-        ).last_hidden_state
+        ).last_hidden_state[0]
 
-    def _shown_features(self, micro_batch: MicroBatch) -> Tensor:
-        """Features of all shown images in reading order, gathered from the distinct ones."""
-        distinct = self.model.model.get_image_features(
-            micro_batch.pixel_values, micro_batch.grid_thw
-        ).pooler_output
-        return torch.cat([distinct[index] for index in micro_batch.image_order.tolist()])
+
+def _is_half(values: Tensor) -> bool:
+    return values.dtype in (torch.bfloat16, torch.float16)

@@ -7,13 +7,19 @@ fit its size) is a `PayloadError`: it belongs in the dead-letter stream, not in 
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
+
+import msgspec
 
 from services.trainer.loss import group_advantages, has_signal
 from shared.errors import PayloadError
 from shared.geometry import PATCH_FACTOR_PX
 from shared.trajectory import Generation, ImageSpan, Span, Trajectory, TrajectoryGroup, spans_of
+
+PROMPT = ""
+"""Name of the prompt among the ancestors of a trajectory."""
 
 
 class ModelLimits(NamedTuple):
@@ -41,6 +47,13 @@ class TrainingSample:
     """Shown images in the order of their placeholders."""
     advantage: float
     """A_i; the same for all trained tokens."""
+    token_weight: float
+    """Of each trained token in the loss; 0 until the whole optimizer batch is known."""
+    lineage: dict[str, int]
+    """By trajectory, itself and its ancestors: how many of this one's first tokens are also its.
+
+    All of a group have its prompt, under a name of its own (`PROMPT`).
+    """
 
     @property
     def num_trained_tokens(self) -> int:
@@ -57,6 +70,12 @@ class TrainingGroup:
     has_signal: bool
 
 
+def shared_tokens(sample: TrainingSample, other: TrainingSample) -> int:
+    """How many first tokens two trajectories of a group have in common, by their fork records."""
+    common = sample.lineage.keys() & other.lineage.keys()
+    return max(min(sample.lineage[name], other.lineage[name]) for name in common)
+
+
 def rewards_of(group: TrajectoryGroup) -> list[float]:
     """R(T) of every trajectory; `decode_group` made sure that each is scored."""
     return [t.reward.total for t in group.trajectories if t.reward is not None]
@@ -68,15 +87,65 @@ def build_group(group: TrajectoryGroup, limits: ModelLimits, *, divide: bool) ->
     if not all(math.isfinite(reward) for reward in rewards):
         raise PayloadError(f"group {group.group_id}: a reward is not finite")
     advantages = group_advantages(rewards, divide=divide)
-    samples = [
-        build_sample(group, trajectory, advantage, limits)
-        for trajectory, advantage in zip(group.trajectories, advantages, strict=True)
-    ]
-    return TrainingGroup(group=group, samples=samples, has_signal=has_signal(rewards))
+    samples = build_samples(group, advantages, limits)
+    return TrainingGroup(group, samples, has_signal(rewards))
 
 
-def build_sample(
-    group: TrajectoryGroup, trajectory: Trajectory, advantage: float, limits: ModelLimits
+def build_samples(
+    group: TrajectoryGroup, advantages: Sequence[float], limits: ModelLimits
+) -> list[TrainingSample]:
+    """The trajectories of a group, in their order. Raises `PayloadError`."""
+    samples: dict[str, TrainingSample] = {}
+    for trajectory, advantage in zip(group.trajectories, advantages, strict=True):
+        if trajectory.trajectory_id in samples:
+            raise PayloadError(f"group {group.group_id}: two of {trajectory.trajectory_id}")
+        sample = _build_sample(group, trajectory, advantage, limits)
+        samples[sample.trajectory_id] = _with_lineage(group, trajectory, sample, samples)
+    return list(samples.values())
+
+
+def _num_inherited(group: TrajectoryGroup, branch: Trajectory) -> int:
+    """Tokens before the fork; 0 for a trajectory that is no branch."""
+    if branch.forked_at_turn is None or branch.forked_at_token is None:
+        return 0
+    inherited = branch.turns[: branch.forked_at_turn]
+    spans = spans_of(group.prompt, msgspec.structs.replace(branch, turns=inherited))
+    return sum(len(span.token_ids) for span in spans) + branch.forked_at_token
+
+
+def _with_lineage(
+    group: TrajectoryGroup,
+    trajectory: Trajectory,
+    sample: TrainingSample,
+    earlier: Mapping[str, TrainingSample],
+) -> TrainingSample:
+    """A sample that knows what it has from whom; parents come before their branches.
+
+    The record is held against the tokens: a branch that does not begin as its parent does would
+    be trained as something that was never sampled. Raises `PayloadError`.
+    """
+    num_tokens = len(sample.input_ids)
+    num_prompt = sum(len(span.token_ids) for span in group.prompt)
+    lineage = {PROMPT: num_prompt, trajectory.trajectory_id: num_tokens}
+    if trajectory.parent_id is not None:
+        where = f"group {group.group_id}, trajectory {trajectory.trajectory_id}"
+        parent = earlier.get(trajectory.parent_id)
+        if parent is None:
+            raise PayloadError(f"{where}: its parent {trajectory.parent_id} does not come before")
+        shared = _num_inherited(group, trajectory)
+        if not num_prompt <= shared <= min(num_tokens, len(parent.input_ids)):
+            raise PayloadError(f"{where}: forked outside of its parent or of itself")
+        if sample.input_ids[:shared] != parent.input_ids[:shared]:
+            raise PayloadError(f"{where}: does not begin as its parent does")
+        lineage |= {name: min(count, shared) for name, count in parent.lineage.items()}
+    return replace(sample, lineage=lineage)
+
+
+def _build_sample(
+    group: TrajectoryGroup,
+    trajectory: Trajectory,
+    advantage: float,
+    limits: ModelLimits,
 ) -> TrainingSample:
     """One trajectory as a sample. Raises `PayloadError`."""
     where = f"group {group.group_id}, trajectory {trajectory.trajectory_id}"
@@ -103,6 +172,8 @@ def build_sample(
         sampled_logprobs=sampled_logprobs,
         images=tuple(images),
         advantage=advantage,
+        token_weight=0.0,
+        lineage={trajectory.trajectory_id: len(input_ids)},
     )
 
 

@@ -39,8 +39,8 @@ class TrainerSettings(ServiceSettings):
     """A group whose oldest token is more steps behind than this is stale."""
     max_outstanding: int = Field(default=32, ge=1)
     """Bound on groups without a fate; the feeder must be given the same."""
-    micro_batch: int = Field(default=16, ge=1)
-    """Trajectories computed together; changes memory and speed, not the gradient."""
+    pack_tokens: int = Field(default=16_384, ge=1)
+    """Distinct tokens computed together; changes memory and speed, not the gradient."""
 
     # -- the loss (METHOD.md, GRPO) -------------------------------------------------------------
     advantage_division: bool = True

@@ -1,25 +1,27 @@
 # pyright: basic
 """One optimizer batch: the gradient of METHOD.md's loss over all its trajectories, then the update.
 
-The batch is cut into micro-batches only for memory; the weights 1/(B · T_i) were counted before,
-so the sum of the micro-batches' gradients is the gradient of the whole. A stop request is honoured
-between micro-batches until the first update was applied: the step is then abandoned and the
-weights are as before.
+The batch is cut into packs only for memory; the weights 1/(B · T_i) were counted before, so the sum
+of the packs' gradients is the gradient of the whole. Packs that show the same images are a bundle:
+its images are encoded once, every pack's gradient with respect to their features is added up, and
+goes back through the vision tower once. A stop request is honoured between packs until the first
+update was applied: the step is then abandoned and the weights are as before.
 """
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from services.trainer.batch import MicroBatch, collate, cut_batch
+from services.trainer.batch import PackTensors, collate, collect_images
 from services.trainer.images import ImageSource
-from services.trainer.loss import ClipRange, TokenLoss, token_loss
+from services.trainer.loss import ClipRange, TokenLoss, token_loss, token_weights
 from services.trainer.model import Policy
 from services.trainer.optimizer import apply_gradient, learning_rate
+from services.trainer.packing import Bundle, Pack, pack_groups
 from services.trainer.sample import TrainingSample
 from services.trainer.settings import TrainerSettings
 
@@ -45,6 +47,10 @@ class StepFigures:
     grad_norm: float = 0.0
     lr: float = 0.0
     num_tokens_trained: int = 0
+    num_tokens: int = 0
+    """Of all trajectories, each counted whole: what computing them one by one would take."""
+    num_tokens_computed: int = 0
+    """Of the trees."""
     num_trajectories: int = 0
     seconds: dict[str, float] = field(
         default_factory=lambda: {"prepare": 0.0, "forward_backward": 0.0, "optimizer": 0.0}
@@ -52,14 +58,14 @@ class StepFigures:
 
     def add(
         self,
-        micro_batch: MicroBatch,
+        pack: PackTensors,
         terms: TokenLoss,
         old_logprobs_N: Tensor,
         num_updates: int,
     ) -> None:
-        """Add a micro-batch's share of the means over all its updates."""
-        difference_N = (old_logprobs_N - micro_batch.sampled_logprobs_N).abs()
-        weights_N = micro_batch.weights_N / num_updates
+        """Add a pack's share of the means over all its updates."""
+        difference_N = (old_logprobs_N - pack.sampled_logprobs_N).abs()
+        weights_N = pack.weights_N / num_updates
         self.loss += float((terms.loss_N.detach() * weights_N).sum())
         self.kl_reference += float((terms.kl_reference_N * weights_N).sum())
         self.mismatch_kl += float((terms.mismatch_kl_N * weights_N).sum())
@@ -85,38 +91,63 @@ class Learner:
         self._images = images
         self._settings = settings
         self._clip = ClipRange(settings.clip_low, settings.clip_high)
+        self._device = next(policy.parameters()).device
 
     def take_step(
-        self, samples: Sequence[TrainingSample], step: int, should_stop: Callable[[], bool]
+        self,
+        groups: Sequence[Sequence[TrainingSample]],
+        step: int,
+        should_stop: Callable[[], bool],
     ) -> StepFigures:
-        """`updates_per_batch` updates on these samples. Raises `StepAbandoned`."""
+        """`updates_per_batch` updates on the samples of these groups. Raises `StepAbandoned`."""
         settings = self._settings
-        chunks = cut_batch(samples, settings.micro_batch)
-        old: list[Tensor | None] = [None] * len(chunks)
+        figures = StepFigures(lr=self._rate(step))
+        started = time.perf_counter()
+        bundles = self._pack(groups, figures)
+        figures.seconds["prepare"] += time.perf_counter() - started
+        old: list[list[Tensor | None]] = [[None] * len(bundle) for bundle in bundles]
         if settings.updates_per_batch > 1:
-            old = [*self._old_logprobs(chunks, should_stop)]
-        lr = learning_rate(
+            old = [self._old_logprobs(bundle, should_stop) for bundle in bundles]
+        for update in range(settings.updates_per_batch):
+            stop = should_stop if update == 0 else lambda: False
+            for bundle, old_logprobs in zip(bundles, old, strict=True):
+                self._accumulate(bundle, old_logprobs, figures, stop)
+            self._abandon_if(stop)
+            started = time.perf_counter()
+            grad_norm = apply_gradient(
+                self.policy, self.optimizer, lr=figures.lr, max_norm=settings.max_grad_norm
+            )
+            figures.grad_norm += grad_norm / settings.updates_per_batch
+            figures.seconds["optimizer"] += time.perf_counter() - started
+        return figures
+
+    def _rate(self, step: int) -> float:
+        settings = self._settings
+        return learning_rate(
             step,
             peak=settings.lr,
             warmup_steps=settings.warmup_steps,
             max_steps=settings.max_steps,
             final_share=settings.lr_final_share,
         )
-        figures = StepFigures(lr=lr, num_trajectories=len(samples))
+
+    def _pack(
+        self, groups: Sequence[Sequence[TrainingSample]], figures: StepFigures
+    ) -> list[Bundle]:
+        """Weights counted over the whole batch; then trees, packs, bundles."""
+        samples = [sample for group in groups for sample in group]
+        weights = iter(token_weights([sample.num_trained_tokens for sample in samples]))
+        weighted = [[replace(s, token_weight=next(weights)) for s in group] for group in groups]
+        bundles = pack_groups(
+            weighted, self.policy.limits.image_token_id, self._settings.pack_tokens
+        )
+        figures.num_trajectories = len(samples)
         figures.num_tokens_trained = sum(s.num_trained_tokens for s in samples)
-        for update in range(settings.updates_per_batch):
-            stop = should_stop if update == 0 else lambda: False
-            for chunk, old_logprobs_N in zip(chunks, old, strict=True):
-                self._abandon_if(stop)
-                self._accumulate(chunk, old_logprobs_N, figures)
-            self._abandon_if(stop)
-            started = time.perf_counter()
-            grad_norm = apply_gradient(
-                self.policy, self.optimizer, lr=lr, max_norm=settings.max_grad_norm
-            )
-            figures.grad_norm += grad_norm / settings.updates_per_batch
-            figures.seconds["optimizer"] += time.perf_counter() - started
-        return figures
+        figures.num_tokens = sum(len(s.input_ids) for s in samples)
+        figures.num_tokens_computed = sum(
+            tree.num_tokens for bundle in bundles for pack in bundle for tree in pack
+        )
+        return bundles
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps: weights, optimizer, generator."""
@@ -137,57 +168,81 @@ class Learner:
             self.optimizer.zero_grad(set_to_none=True)
             raise StepAbandoned
 
-    def _prepare(self, chunk: tuple[list[TrainingSample], list[float]]) -> MicroBatch:
-        samples, weights = chunk
-        return collate(
-            samples,
-            weights,
-            self._images,
-            image_token_id=self.policy.limits.image_token_id,
-            device=next(self.policy.parameters()).device,
-        )
-
     @torch.no_grad()
-    def _old_logprobs(
-        self,
-        chunks: Sequence[tuple[list[TrainingSample], list[float]]],
-        should_stop: Callable[[], bool],
-    ) -> list[Tensor]:
-        """π_old of every micro-batch, before the first update."""
-        logprobs: list[Tensor] = []
-        for chunk in chunks:
+    def _old_logprobs(self, bundle: Bundle, should_stop: Callable[[], bool]) -> list[Tensor | None]:
+        """π_old of every pack, before the first update."""
+        images = collect_images(bundle, self._images, self._device)
+        features_FD = self.policy.image_features(images)
+        logprobs: list[Tensor | None] = []
+        for pack in bundle:
             self._abandon_if(should_stop)
-            logprobs.append(self.policy.trained_logprobs(self._prepare(chunk)))
+            tensors = self._collate(pack, images.rows_by_name)
+            logprobs.append(self.policy.trained_logprobs(tensors, features_FD))
         return logprobs
 
     def _accumulate(
         self,
-        chunk: tuple[list[TrainingSample], list[float]],
+        bundle: Bundle,
+        old_logprobs: Sequence[Tensor | None],
+        figures: StepFigures,
+        should_stop: Callable[[], bool],
+    ) -> None:
+        """Forward and backward of a bundle; the gradient adds up in the parameters."""
+        started = time.perf_counter()
+        images = collect_images(bundle, self._images, self._device)
+        figures.seconds["prepare"] += time.perf_counter() - started
+        features_FD = self.policy.image_features(images)
+        shown_FD = None if features_FD is None else features_FD.detach()
+        if shown_FD is not None and features_FD is not None:
+            shown_FD.requires_grad_(features_FD.requires_grad)
+        ref_features_FD = None
+        if self.reference is not None:
+            with torch.no_grad():
+                ref_features_FD = self.reference.image_features(images)
+        for pack, old_logprobs_N in zip(bundle, old_logprobs, strict=True):
+            self._abandon_if(should_stop)
+            started_pack = time.perf_counter()
+            tensors = self._collate(pack, images.rows_by_name)
+            figures.seconds["prepare"] += time.perf_counter() - started_pack
+            started += time.perf_counter() - started_pack
+            self._backward(tensors, shown_FD, ref_features_FD, old_logprobs_N, figures)
+        if shown_FD is not None and shown_FD.grad is not None:
+            features_FD.backward(shown_FD.grad)
+        figures.seconds["forward_backward"] += time.perf_counter() - started
+
+    def _backward(
+        self,
+        tensors: PackTensors,
+        features_FD: Tensor | None,
+        ref_features_FD: Tensor | None,
         old_logprobs_N: Tensor | None,
         figures: StepFigures,
     ) -> None:
-        """Forward and backward of one micro-batch; the gradient adds up in the parameters."""
-        started = time.perf_counter()
-        micro_batch = self._prepare(chunk)
-        prepared = time.perf_counter()
-        figures.seconds["prepare"] += prepared - started
+        """Forward and backward of one pack, up to the features of its images."""
         ref_logprobs_N = None
         if self.reference is not None:
             with torch.no_grad():
-                ref_logprobs_N = self.reference.trained_logprobs(micro_batch)
-        trainer_logprobs_N = self.policy.trained_logprobs(micro_batch)
+                ref_logprobs_N = self.reference.trained_logprobs(tensors, ref_features_FD)
+        trainer_logprobs_N = self.policy.trained_logprobs(tensors, features_FD)
         if old_logprobs_N is None:
             old_logprobs_N = trainer_logprobs_N.detach()
         terms = token_loss(
             trainer_logprobs_N,
             old_logprobs_N=old_logprobs_N,
-            sampled_logprobs_N=micro_batch.sampled_logprobs_N,
+            sampled_logprobs_N=tensors.sampled_logprobs_N,
             ref_logprobs_N=ref_logprobs_N,
-            advantages_N=micro_batch.advantages_N,
+            advantages_N=tensors.advantages_N,
             clip=self._clip,
             is_cap=self._settings.is_cap,
             kl_beta=self._settings.kl_beta,
         )
-        (terms.loss_N * micro_batch.weights_N).sum().backward()
-        figures.seconds["forward_backward"] += time.perf_counter() - prepared
-        figures.add(micro_batch, terms, old_logprobs_N, self._settings.updates_per_batch)
+        (terms.loss_N * tensors.weights_N).sum().backward()
+        figures.add(tensors, terms, old_logprobs_N, self._settings.updates_per_batch)
+
+    def _collate(self, pack: Pack, rows_by_name: Mapping[str, range]) -> PackTensors:
+        return collate(
+            pack,
+            rows_by_name,
+            image_token_id=self.policy.limits.image_token_id,
+            device=self._device,
+        )

@@ -16,10 +16,9 @@ import torch
 from PIL import Image
 
 from services.problems.phantoms import OPTIONS, QUESTION, render_phantoms
-from services.trainer.batch import collate
 from services.trainer.images import ImageSource
 from services.trainer.model import Policy
-from services.trainer.sample import build_sample
+from services.trainer.sample import build_samples
 from services.zoom.app import create_app
 from services.zoom.settings import ZoomSettings
 from shared.agent.environment import OpenedProblem, open_problem
@@ -31,6 +30,7 @@ from shared.problem import AnswerKind
 from shared.render import encode_png, show_region
 from shared.trajectory import SCHEMA_VERSION, Trajectory, TrajectoryGroup
 from tests.fixtures_policy import RunningPolicy, run_policy_server
+from tests.trainer.trees import tree_logprobs
 
 BASE = Path(__file__).parents[2] / "services/trainer/tiny/base"
 NUM_PROBLEMS = 4
@@ -118,18 +118,12 @@ async def test_trainer_and_engine_agree_over_whole_trajectories_and_boxes_are_wh
     num_crops = 0
     for opened, trajectories, original in attempts:
         group = group_of(opened, trajectories)
-        samples = [build_sample(group, t, 0.0, trainer_policy.limits) for t in trajectories]
+        samples = build_samples(group, [0.0] * len(group.trajectories), trainer_policy.limits)
         images.hold(span for sample in samples for span in sample.images)
-        batch = collate(
-            samples,
-            [1.0] * len(samples),
-            images,
-            image_token_id=trainer_policy.limits.image_token_id,
-            device=torch.device("cpu"),
-        )
         with torch.no_grad():
-            computed = trainer_policy.trained_logprobs(batch)
-        differences += (computed - batch.sampled_logprobs_N).abs().tolist()
+            computed = tree_logprobs(trainer_policy, [samples], images)
+        sampled = torch.tensor([x for s in samples for x in s.sampled_logprobs])
+        differences += (computed - sampled).abs().tolist()
         num_crops += sum(check_crops(server, t, original) for t in trajectories)
     assert num_crops >= NUM_PROBLEMS * ATTEMPTS_EACH // 2, "too few crops to have tested anything"
     assert fmean(differences) < 1e-3

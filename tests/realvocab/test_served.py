@@ -13,10 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from services.trainer.batch import collate
 from services.trainer.images import ImageSource
 from services.trainer.model import Policy
-from services.trainer.sample import build_sample
+from services.trainer.sample import build_samples
 from shared.agent.episode import CallMade
 from shared.agent.prompt import TURN_STOPS, VISION_PLACEHOLDERS
 from shared.api.policy import EntropyRequest, ImageSegment, Segment, TextSegment
@@ -28,6 +27,7 @@ from tests.policy.reference import Reference
 from tests.realvocab.played import Attempts, RunningStack, picture
 from tests.realvocab.vocabulary import TOKEN_IDS, build_tokenizer
 from tests.realvocab.warmup import spell_call
+from tests.trainer.trees import tree_logprobs
 
 BOX = re.compile(r'"bbox_2d"\s*:\s*\[\s*(?P<box>-?\d[^\]]*\])')
 TOOL_WINDOW = 8
@@ -141,18 +141,12 @@ def test_engine_and_trainer_agree_over_whole_trajectories(
     differences: list[float] = []
     for played in attempts:
         group = played.group()
-        samples = [build_sample(group, t, 0.0, policy.limits) for t in group.trajectories]
+        samples = build_samples(group, [0.0] * len(group.trajectories), policy.limits)
         images.hold(span for sample in samples for span in sample.images)
-        batch = collate(
-            samples,
-            [1.0] * len(samples),
-            images,
-            image_token_id=policy.limits.image_token_id,
-            device=torch.device("cpu"),
-        )
         with torch.no_grad():
-            computed = policy.trained_logprobs(batch)
-        differences += (computed - batch.sampled_logprobs_N).abs().tolist()
+            computed = tree_logprobs(policy, [samples], images)
+        sampled = torch.tensor([x for s in samples for x in s.sampled_logprobs])
+        differences += (computed - sampled).abs().tolist()
     assert len(differences) > 500
     assert fmean(differences) < 1e-3
     assert max(differences) < 2e-2

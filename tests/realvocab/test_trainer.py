@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from services.policy.entropy import entropy_nats
-from services.trainer.batch import MicroBatch, collate
+from services.trainer.batch import PackTensors
 from services.trainer.images import ImageSource
 from services.trainer.model import Policy
 from services.trainer.sample import build_group
@@ -15,6 +15,7 @@ from shared.agent.prompt import VISION_PLACEHOLDERS
 from shared.blobs import BlobStore
 from tests.realvocab.vocabulary import NUM_ROWS, TOKEN_IDS, build_tokenizer
 from tests.trainer.groups import GroupBuilder
+from tests.trainer.trees import one_pack
 
 CPU = torch.device("cpu")
 
@@ -25,15 +26,17 @@ def policy(checkpoint: Path) -> Policy:
 
 
 @pytest.fixture
-def batch(policy: Policy, checkpoint: Path, tmp_path: Path) -> MicroBatch:
+def pack(
+    policy: Policy, checkpoint: Path, tmp_path: Path
+) -> tuple[PackTensors, torch.Tensor | None]:
     """A group of four trajectories with up to three images each."""
     blobs = BlobStore(str(tmp_path))
     group = GroupBuilder(build_tokenizer(), blobs).group(1)
     samples = build_group(group, policy.limits, divide=True).samples
     images = ImageSource(blobs, checkpoint)
     images.hold(span for sample in samples for span in sample.images)
-    pad = policy.limits.image_token_id
-    return collate(samples, [1.0] * len(samples), images, image_token_id=pad, device=CPU)
+    tensors, features = one_pack(policy, [samples], images)
+    return tensors, None if features is None else features.detach()
 
 
 def test_the_limits_are_those_of_the_real_vocabulary(policy: Policy) -> None:
@@ -43,7 +46,7 @@ def test_the_limits_are_those_of_the_real_vocabulary(policy: Policy) -> None:
 
 
 def test_logits_computed_a_few_at_a_time_change_no_number_and_are_not_kept(
-    policy: Policy, batch: MicroBatch
+    policy: Policy, pack: tuple[PackTensors, torch.Tensor | None]
 ) -> None:
     cut = Policy(policy.model, policy.limits, torch.float32, logits_at_once=10 * NUM_ROWS)
     results: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -58,7 +61,7 @@ def test_logits_computed_a_few_at_a_time_change_no_number_and_are_not_kept(
 
         policy.zero_grad()
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            logprobs = each.trained_logprobs(batch)
+            logprobs = each.trained_logprobs(*pack)
         logprobs.sum().backward()
         grad = policy.model.lm_head.weight.grad
         assert grad is not None
@@ -66,7 +69,7 @@ def test_logits_computed_a_few_at_a_time_change_no_number_and_are_not_kept(
         kept_rows.append(kept)
     torch.testing.assert_close(results[0][0], results[1][0], atol=1e-5, rtol=0)
     torch.testing.assert_close(results[0][1], results[1][1], atol=1e-5, rtol=1e-5)
-    num_tokens = len(batch.rows_N)
+    num_tokens = len(pack[0].tokens_U)
     assert num_tokens > 100
     assert max(kept_rows[0]) == num_tokens, "at once, all logits wait for the backward pass"
     assert kept_rows[1] == [], "cut, none does"

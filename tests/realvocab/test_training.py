@@ -36,7 +36,7 @@ PLAN = DemoPlan(
         visibility_timeout_s=900.0,
     ),
     trainer=TrainerPlan(
-        max_steps=1, groups_per_step=1, max_outstanding=2, lr=1e-3, warmup_steps=0, micro_batch=3
+        max_steps=1, groups_per_step=1, max_outstanding=2, lr=1e-3, warmup_steps=0, pack_tokens=600
     ),
 )
 RUN = PLAN.run_of(Arm.MEDVR)

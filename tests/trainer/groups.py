@@ -4,6 +4,7 @@ import io
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from PIL import Image
 
@@ -167,6 +168,36 @@ class GroupBuilder:
             format_facts=FormatFacts(True, True, True),
             baseline_entropy_nats=1.0,
             reward=rewarded(total),
+        )
+
+    def branch(
+        self,
+        parent: Trajectory,
+        trajectory_id: str,
+        *,
+        turn: int,
+        token: int,
+        total: float,
+        zooms: int,
+    ) -> Trajectory:
+        """A trajectory cut from its parent within a turn, which then goes on by itself."""
+        seed = sum(trajectory_id.encode())
+        own = self.trajectory(seed, token, total=total, zooms=zooms, version=0)
+        kept, cut = parent.turns[turn].generation, own.turns[0].generation
+        lists = ("token_ids", "token_texts", "sampled_logprobs", "entropies_nats")
+        joined = {name: getattr(kept, name)[:token] + getattr(cut, name) for name in lists}
+        generation = msgspec.structs.replace(
+            cut, **joined, version_spans=[VersionSpan(0, len(joined["token_ids"]))]
+        )
+        first = msgspec.structs.replace(own.turns[0], generation=generation)
+        return msgspec.structs.replace(
+            own,
+            trajectory_id=trajectory_id,
+            origin=ForkOrigin.DRAWN,
+            parent_id=parent.trajectory_id,
+            forked_at_turn=turn,
+            forked_at_token=token,
+            turns=[*parent.turns[:turn], first, *own.turns[1:]],
         )
 
     def group(

@@ -32,7 +32,7 @@ def run_settings(
         "groups_per_step": 2,
         "max_outstanding": 8,
         "max_off_policy_steps": 8,
-        "micro_batch": 4,
+        "pack_tokens": 500,
         "max_steps": 2,
         "lr": 1e-3,
         "kl_beta": 0.0,
@@ -46,7 +46,7 @@ def flags(settings: TrainerSettings) -> list[str]:
     """The settings as a command line."""
     names = (
         "model", "run", "run_root", "weights_root", "blob_url", "redis_url", "groups_per_step",
-        "max_outstanding", "max_off_policy_steps", "micro_batch", "max_steps", "lr", "kl_beta",
+        "max_outstanding", "max_off_policy_steps", "pack_tokens", "max_steps", "lr", "kl_beta",
         "threads", "probe_port",
     )  # fmt: skip
     return [

@@ -1,15 +1,12 @@
 """The trainer's log-probabilities and gradients against transformers' own forward, one by one."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from transformers import AutoImageProcessor, Qwen2_5_VLForConditionalGeneration
-from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 
-from services.trainer.batch import MicroBatch, collate, cut_batch
 from services.trainer.images import ImageSource
 from services.trainer.model import Policy, resolve_checkpoint
 from services.trainer.sample import TrainingSample, build_group
@@ -17,6 +14,7 @@ from shared.blobs import BlobStore
 from shared.errors import BlobError, WeightsError
 from shared.geometry import ImageSize
 from tests.trainer.groups import GroupBuilder
+from tests.trainer.trees import one_pack, tree_logprobs
 
 CPU = torch.device("cpu")
 
@@ -32,19 +30,18 @@ def images(checkpoint: Path, blob_url: str) -> ImageSource:
 
 
 @pytest.fixture
-def samples(policy: Policy, builder: GroupBuilder, images: ImageSource) -> list[TrainingSample]:
+def groups(
+    policy: Policy, builder: GroupBuilder, images: ImageSource
+) -> list[list[TrainingSample]]:
     """Two groups: trajectories of different lengths with one to three images each."""
-    groups = [build_group(builder.group(s), policy.limits, divide=True) for s in (1, 2)]
-    built = [sample for group in groups for sample in group.samples]
-    images.hold(span for sample in built for span in sample.images)
+    built = [build_group(builder.group(s), policy.limits, divide=True).samples for s in (1, 2)]
+    images.hold(span for samples in built for sample in samples for span in sample.images)
     return built
 
 
-def batch_of(
-    samples: Sequence[TrainingSample], weights: Sequence[float], policy: Policy, images: ImageSource
-) -> MicroBatch:
-    pad = policy.limits.image_token_id
-    return collate(samples, weights, images, image_token_id=pad, device=CPU)
+@pytest.fixture
+def samples(groups: list[list[TrainingSample]]) -> list[TrainingSample]:
+    return [sample for samples in groups for sample in samples]
 
 
 def plain_logprobs(
@@ -75,15 +72,15 @@ def plain_logprobs(
 
 def test_logprobs_are_those_of_the_plain_model_one_by_one(
     policy: Policy,
+    groups: list[list[TrainingSample]],
     samples: list[TrainingSample],
     images: ImageSource,
     checkpoint: Path,
     blob_url: str,
 ) -> None:
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
-    batch = batch_of(samples, [1.0] * len(samples), policy, images)
     with torch.no_grad():
-        ours = policy.trained_logprobs(batch)
+        ours = tree_logprobs(policy, groups, images)
         plain = torch.cat(
             [
                 plain_logprobs(model, checkpoint, blob_url, s, policy.limits.forbidden_token_ids)
@@ -94,69 +91,22 @@ def test_logprobs_are_those_of_the_plain_model_one_by_one(
     torch.testing.assert_close(ours, plain, atol=2e-5, rtol=0)
 
 
-def test_a_shared_image_is_encoded_once(
-    policy: Policy, samples: list[TrainingSample], images: ImageSource
+def test_a_shared_image_is_there_once(
+    policy: Policy, groups: list[list[TrainingSample]], images: ImageSource
 ) -> None:
-    batch = batch_of(samples, [1.0] * len(samples), policy, images)
-    # each group: one view shown to four trajectories, and 1 + 0 + 2 + 1 crops of their own
-    assert len(batch.image_order) == 2 * (4 + 4)
-    assert len(batch.grid_thw) == 2 * (1 + 4)
-
-
-def wholly_in_float64(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> Policy:
-    """The policy without the float32 islands that transformers has in norms and vision rotation.
-
-    There the sum of gradients is rounded before, and the gradients of a sum after: 1e-7 apart.
-    """
-    policy.double()
-    for module in list(policy.modules()):
-        for name, child in list(module.named_children()):
-            if isinstance(child, modeling_qwen2_5_vl.Qwen2_5_VLRMSNorm):
-                norm = torch.nn.RMSNorm(len(child.weight), child.variance_epsilon)
-                norm.weight = child.weight
-                setattr(module, name, norm)
-
-    def rotate(
-        query: torch.Tensor, key: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        cos, sin = cos.unsqueeze(-2).double(), sin.unsqueeze(-2).double()
-        half = modeling_qwen2_5_vl.rotate_half
-        return query * cos + half(query) * sin, key * cos + half(key) * sin
-
-    monkeypatch.setattr(modeling_qwen2_5_vl, "apply_rotary_pos_emb_vision", rotate)
-    return policy
-
-
-def test_the_gradient_is_the_sum_of_the_gradients_one_by_one(
-    checkpoint: Path,
-    samples: list[TrainingSample],
-    images: ImageSource,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    policy = wholly_in_float64(Policy.load(checkpoint, CPU), monkeypatch)
-    weights = torch.linspace(0.5, 2.0, len(samples)).tolist()
-
-    def gradient(chunks: list[tuple[list[TrainingSample], list[float]]]) -> dict[str, torch.Tensor]:
-        policy.zero_grad()
-        for chunk, chunk_weights in chunks:
-            batch = batch_of(chunk, chunk_weights, policy, images)
-            (policy.trained_logprobs(batch) * batch.weights_N.double()).sum().backward()
-        return {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}
-
-    together = gradient([(samples, weights)])
-    one_by_one = gradient([([s], [w]) for s, w in zip(samples, weights, strict=True)])
-    assert together.keys() == one_by_one.keys()
-    assert any("visual" in name for name in together)
-    for name, grad in together.items():
-        assert (grad - one_by_one[name]).abs().max() < 1e-9, name
-        assert grad.abs().max() > 1e-6, name
+    tensors, features = one_pack(policy, groups, images)
+    # each group: one view, shown to four trajectories, and 1 + 0 + 2 + 1 crops of their own
+    assert features is not None
+    assert len(features) == len(tensors.image_tokens_S) == 2 * (1 + 4) * 4
 
 
 def test_nothing_flows_to_what_the_policy_did_not_write(
-    policy: Policy, samples: list[TrainingSample], images: ImageSource
+    policy: Policy,
+    groups: list[list[TrainingSample]],
+    samples: list[TrainingSample],
+    images: ImageSource,
 ) -> None:
     """The loss is a function of the distributions at trained positions alone."""
-    batch = batch_of(samples, [1.0] * len(samples), policy, images)
     captured: list[torch.Tensor] = []
 
     def keep(_module: object, _inputs: object, output: torch.Tensor) -> torch.Tensor:
@@ -165,7 +115,7 @@ def test_nothing_flows_to_what_the_policy_did_not_write(
         return output
 
     hook = policy.model.lm_head.register_forward_hook(keep)
-    policy.trained_logprobs(batch).sum().backward()
+    tree_logprobs(policy, groups, images).sum().backward()
     hook.remove()
     (logits,) = captured
     num_trained = sum(s.num_trained_tokens for s in samples)
@@ -200,33 +150,31 @@ def test_the_forbidden_tokens_are_qwens_vision_placeholders(
     }
 
 
-def test_cutting_keeps_order_and_weights_of_the_whole(samples: list[TrainingSample]) -> None:
-    chunks = cut_batch(samples, 3)
-    assert [s for chunk, _ in chunks for s in chunk] == samples
-    weights = [w for _, weights in chunks for w in weights]
-    assert weights == [1 / (len(samples) * s.num_trained_tokens) for s in samples]
-
-
 def test_gradient_checkpointing_changes_no_number(
-    checkpoint: Path, policy: Policy, samples: list[TrainingSample], images: ImageSource
+    checkpoint: Path,
+    policy: Policy,
+    groups: list[list[TrainingSample]],
+    images: ImageSource,
 ) -> None:
     saving = Policy.load(checkpoint, CPU, gradient_checkpointing=True)
-    batch = batch_of(samples[:3], [1.0] * 3, policy, images)
     gradients = []
     for each in (policy, saving):
         each.zero_grad()
-        each.trained_logprobs(batch).sum().backward()
+        tree_logprobs(each, groups[:1], images).sum().backward()
         gradients.append(each.model.get_input_embeddings().weight.grad)
     torch.testing.assert_close(gradients[0], gradients[1], atol=1e-5, rtol=1e-5)
 
 
 def test_bfloat16_arithmetic_stays_near_float32(
-    checkpoint: Path, policy: Policy, samples: list[TrainingSample], images: ImageSource
+    checkpoint: Path,
+    policy: Policy,
+    groups: list[list[TrainingSample]],
+    images: ImageSource,
 ) -> None:
     coarse = Policy.load(checkpoint, CPU, torch.bfloat16)
-    batch = batch_of(samples, [1.0] * len(samples), policy, images)
     with torch.no_grad():
-        difference = coarse.trained_logprobs(batch) - policy.trained_logprobs(batch)
+        fine = tree_logprobs(policy, groups, images)
+        difference = tree_logprobs(coarse, groups, images) - fine
     assert coarse.model.get_input_embeddings().weight.dtype is torch.float32
     assert 0 < difference.abs().mean() < 0.05
 

@@ -14,6 +14,7 @@ from services.trainer.step import Learner, StepAbandoned
 from shared.blobs import BlobStore
 from tests.trainer.groups import GroupBuilder
 from tests.trainer.runs import run_settings
+from tests.trainer.trees import tree_logprobs
 
 
 class Bench:
@@ -24,9 +25,10 @@ class Bench:
     ) -> None:
         self._folder, self._checkpoint, self._blob_url = folder, checkpoint, blob_url
         self._builder = builder
+        self.images = ImageSource(BlobStore(blob_url), checkpoint)
 
-    def learner(self, **settings: object) -> tuple[Learner, list[TrainingSample]]:
-        images = ImageSource(BlobStore(self._blob_url), self._checkpoint)
+    def learner(self, **settings: object) -> tuple[Learner, list[list[TrainingSample]]]:
+        images = self.images
         chosen = run_settings(
             self._folder,
             checkpoint=self._checkpoint,
@@ -36,11 +38,11 @@ class Bench:
         )
         learner = build_learner(chosen, self._checkpoint, images)
         groups = [
-            build_group(self._builder.group(s), learner.policy.limits, divide=True) for s in (1, 2)
+            build_group(self._builder.group(s), learner.policy.limits, divide=True).samples
+            for s in (1, 2)
         ]
-        samples = [sample for group in groups for sample in group.samples]
-        images.hold(span for sample in samples for span in sample.images)
-        return learner, samples
+        images.hold(span for samples in groups for sample in samples for span in sample.images)
+        return learner, groups
 
 
 @pytest.fixture
@@ -56,11 +58,11 @@ def never() -> bool:
     return False
 
 
-def test_the_split_into_micro_batches_changes_nothing(bench: Bench) -> None:
+def test_the_split_into_packs_changes_nothing(bench: Bench) -> None:
     figures, gradients = [], []
-    for micro_batch in (1, 3, 8):
-        learner, samples = bench.learner(micro_batch=micro_batch, max_grad_norm=1e9, lr=1e-12)
-        figures.append(learner.take_step(samples, 0, never))
+    for pack_tokens in (1, 300, 10_000):
+        learner, groups = bench.learner(pack_tokens=pack_tokens, max_grad_norm=1e9, lr=1e-12)
+        figures.append(learner.take_step(groups, 0, never))
         # Adam's first moment after one step is 0.1 · gradient
         moments = [
             learner.optimizer.state[p]["exp_avg"].flatten() for p in learner.policy.parameters()
@@ -74,16 +76,16 @@ def test_the_split_into_micro_batches_changes_nothing(bench: Bench) -> None:
 
 
 def test_the_figures_are_means_over_tokens_then_trajectories(bench: Bench) -> None:
-    learner, samples = bench.learner()
-    figures = learner.take_step(samples, 0, never)
+    learner, groups = bench.learner()
+    figures = learner.take_step(groups, 0, never)
     assert figures.num_trajectories == 8
+    samples = [sample for group in groups for sample in group]
     assert figures.num_tokens_trained == sum(s.num_trained_tokens for s in samples)
     fresh, _ = bench.learner()
     differences, losses = [], []
     for sample in samples:
-        chunk = ([sample], [1.0])
         with torch.no_grad():
-            logprobs = fresh.policy.trained_logprobs(fresh._prepare(chunk)).numpy()
+            logprobs = tree_logprobs(fresh.policy, [[sample]], bench.images).numpy()
         log_ratio = logprobs - np.array(sample.sampled_logprobs)
         differences.append(np.abs(log_ratio).mean())
         losses.append((-np.minimum(np.exp(log_ratio), 2.0) * sample.advantage).mean())
@@ -92,76 +94,77 @@ def test_the_figures_are_means_over_tokens_then_trajectories(bench: Bench) -> No
 
 
 def test_a_step_makes_good_trajectories_likelier_and_bad_ones_less_likely(bench: Bench) -> None:
-    learner, samples = bench.learner(lr=1e-3)
+    learner, groups = bench.learner(lr=1e-3)
 
     # as if the engine were the trainer: sampled logprobs are those of the initial weights
     def logprobs() -> list[float]:
         with torch.no_grad():
             return [
-                float(learner.policy.trained_logprobs(learner._prepare(([s], [1.0]))).mean())
-                for s in samples
+                float(tree_logprobs(learner.policy, [[s]], bench.images).mean())
+                for group in groups
+                for s in group
             ]
 
     before = logprobs()
     for step in range(3):
-        learner.take_step(samples, step, never)
+        learner.take_step(groups, step, never)
     gains = np.array(logprobs()) - np.array(before)
-    advantages = np.array([s.advantage for s in samples])
+    advantages = np.array([s.advantage for group in groups for s in group])
     assert np.corrcoef(gains, advantages)[0, 1] > 0.5
 
 
 def test_with_one_update_nothing_is_clipped_and_with_several_it_is(bench: Bench) -> None:
-    once, samples = bench.learner(lr=0.01)
-    assert once.take_step(samples, 0, never).clip_fraction == 0.0
-    often, samples = bench.learner(lr=0.01, updates_per_batch=4)
-    assert often.take_step(samples, 0, never).clip_fraction > 0.0
+    once, groups = bench.learner(lr=0.01)
+    assert once.take_step(groups, 0, never).clip_fraction == 0.0
+    often, groups = bench.learner(lr=0.01, updates_per_batch=4)
+    assert often.take_step(groups, 0, never).clip_fraction > 0.0
 
 
 def test_the_figures_of_several_updates_are_their_means_and_their_times_add_up(
     bench: Bench,
 ) -> None:
     """With a rate of nothing every update is the first one again."""
-    once, samples = bench.learner(lr=1e-12)
-    one = once.take_step(samples, 0, never)
-    often, samples = bench.learner(lr=1e-12, updates_per_batch=3)
-    three = often.take_step(samples, 0, never)
+    once, groups = bench.learner(lr=1e-12)
+    one = once.take_step(groups, 0, never)
+    often, groups = bench.learner(lr=1e-12, updates_per_batch=3)
+    three = often.take_step(groups, 0, never)
     for name in ("loss", "mismatch_kl", "logprob_difference", "is_cap_fraction", "grad_norm"):
         assert getattr(three, name) == pytest.approx(getattr(one, name), rel=1e-3, abs=1e-6), name
     assert three.num_tokens_trained == one.num_tokens_trained
 
-    moved, samples = bench.learner(lr=0.01, updates_per_batch=2, kl_beta=0.01)
+    moved, groups = bench.learner(lr=0.01, updates_per_batch=2, kl_beta=0.01)
     first, same = bench.learner(lr=0.01, kl_beta=0.01)
     assert first.take_step(same, 0, never).kl_reference == pytest.approx(0.0, abs=1e-6)
     second = first.take_step(same, 0, never).kl_reference
     assert second > 1e-3
-    mean = moved.take_step(samples, 0, never).kl_reference
+    mean = moved.take_step(groups, 0, never).kl_reference
     assert mean < 0.9 * second, "the first update had none of it"
 
 
 def test_the_reference_is_the_initial_policy_and_absent_without_beta(bench: Bench) -> None:
     without, _ = bench.learner(kl_beta=0.0)
     assert without.reference is None
-    learner, samples = bench.learner(kl_beta=0.01, lr=1e-3)
+    learner, groups = bench.learner(kl_beta=0.01, lr=1e-3)
     assert learner.reference is not None
     initial = learner.reference.model.get_input_embeddings().weight.clone()
-    assert learner.take_step(samples, 0, never).kl_reference == pytest.approx(0.0, abs=1e-6)
-    assert learner.take_step(samples, 1, never).kl_reference > 1e-4
+    assert learner.take_step(groups, 0, never).kl_reference == pytest.approx(0.0, abs=1e-6)
+    assert learner.take_step(groups, 1, never).kl_reference > 1e-4
     assert torch.equal(learner.reference.model.get_input_embeddings().weight, initial)
 
 
 def test_a_stop_before_the_first_update_leaves_the_weights_as_they_were(bench: Bench) -> None:
-    learner, samples = bench.learner(micro_batch=2)
+    learner, groups = bench.learner(pack_tokens=200)
     before = weights_of(learner)
     looks = iter([False, False, True])
     with pytest.raises(StepAbandoned):
-        learner.take_step(samples, 0, lambda: next(looks))
+        learner.take_step(groups, 0, lambda: next(looks))
     assert torch.equal(weights_of(learner), before)
     assert all(p.grad is None for p in learner.policy.parameters())
 
 
 def test_the_gradient_is_clipped_to_its_norm(bench: Bench) -> None:
-    learner, samples = bench.learner(max_grad_norm=1e-3, lr=1e-12)
-    assert learner.take_step(samples, 0, never).grad_norm > 1e-3
+    learner, groups = bench.learner(max_grad_norm=1e-3, lr=1e-12)
+    assert learner.take_step(groups, 0, never).grad_norm > 1e-3
     moments = torch.cat(
         [learner.optimizer.state[p]["exp_avg"].flatten() for p in learner.policy.parameters()]
     )
