@@ -1,11 +1,11 @@
 # pyright: basic
 """Attention over trees of tokens: each token sees its path and nothing else.
 
-On CPU, node by node: the tokens of a node attend to the nodes before them on their path and,
-causally, to themselves. A mask over a whole tree would be computed whole, sixteen trajectories
-times sixteen; this costs what the trajectories alone cost, and a shared node only once. The
-backward pass attends again instead of keeping every node's scores. On CUDA it is FlexAttention
-with a block mask of the same rule, k ≤ q < subtree_end[k].
+On CPU by nodes: the tokens of a node attend to the nodes before them on their path and, causally,
+to themselves. A mask over a whole tree would be computed whole, sixteen trajectories times sixteen;
+this costs what the trajectories alone cost, and a shared node only once. Nodes of about the same
+size are computed together. The backward pass attends again instead of keeping scores. On CUDA it
+is FlexAttention with a block mask of the same rule, k ≤ q < subtree_end[k].
 
 Registered with transformers under `NAME`; without a layout it is transformers' own sdpa attention.
 """
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -26,44 +27,87 @@ from services.trainer.tree import Node
 
 NAME = "medvr_tree"
 
-_Ranges = list[tuple[int, int]]
+_MOST_PADDING = 1.25
+"""Scores of padded nodes over scores of the nodes alone, at most."""
+_FREE_SCORES = 4096
+"""And so many more, because a call costs something too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Nodes:
+    """Nodes that are computed together, padded to the longest of them."""
+
+    queries_BQ: Tensor
+    """Tokens of each node; padding repeats its last."""
+    keys_BK: Tensor
+    """Tokens of its path up to its own last; padding repeats that."""
+    sees_B1QK: Tensor
+    """Which query sees which key; a padded query as much as the one it repeats."""
+    is_query_BQ: Tensor
+    """False where padded."""
 
 
 @dataclass(frozen=True, slots=True)
 class TreeLayout:
     """Which token of a pack sees which."""
 
-    paths: list[_Ranges]
-    """For every node: the runs of tokens before it on its path, and its own as the last."""
-    masks: list[Tensor | None]
-    """For every node (queries, keys): true where seen; None where plain causality does."""
+    nodes: list[Nodes]
+    """On CPU; each token is a query once."""
     block_mask: Any = None
-    """FlexAttention's, on CUDA; then the others are not used."""
+    """On CUDA, FlexAttention's."""
 
 
 def make_layout(nodes: Sequence[Node], subtree_end_L: Tensor) -> TreeLayout:
     """The layout of the nodes of trees in a row, on the device of `subtree_end_L`."""
     if subtree_end_L.device.type == "cuda":
-        return TreeLayout([], [], _block_mask(subtree_end_L))
-    paths: list[_Ranges] = []
-    masks: list[Tensor | None] = []
+        return TreeLayout([], _block_mask(subtree_end_L))
+    paths: list[np.ndarray] = []
     for node in nodes:
-        before = [] if node.parent is None else paths[node.parent]
-        num_before = sum(end - start for start, end in before)
-        num_own = node.end - node.start
-        paths.append(_with(before, node.start, node.end))
-        mask = None
-        if before:
-            mask = torch.ones(num_own, num_before + num_own, dtype=torch.bool).tril(num_before)
-        masks.append(mask)
-    return TreeLayout(paths, masks)
+        before = paths[node.parent] if node.parent is not None else np.empty(0, np.int64)
+        paths.append(np.concatenate((before, np.arange(node.start, node.end))))
+    return TreeLayout(
+        [
+            _padded([nodes[i] for i in chosen], [paths[i] for i in chosen])
+            for chosen in alike(
+                [(n.end - n.start, len(p)) for n, p in zip(nodes, paths, strict=True)]
+            )
+        ]
+    )
 
 
-def _with(ranges: _Ranges, start: int, end: int) -> _Ranges:
-    """One more run, joined to the last where it goes on."""
-    if ranges and ranges[-1][1] == start:
-        return [*ranges[:-1], (ranges[-1][0], end)]
-    return [*ranges, (start, end)]
+def alike(sizes: Sequence[tuple[int, int]]) -> list[list[int]]:
+    """Indices of nodes, given as (queries, keys), in groups that padding makes little larger."""
+    groups: list[list[int]] = []
+    largest, area = (0, 0), 0
+    for index in sorted(range(len(sizes)), key=lambda i: sizes[i][::-1], reverse=True):
+        size = sizes[index]
+        padded = max(largest[0], size[0]), max(largest[1], size[1])
+        num = len(groups[-1]) + 1 if groups else 1
+        grown = area + size[0] * size[1]
+        if groups and num * padded[0] * padded[1] <= _MOST_PADDING * grown + _FREE_SCORES:
+            groups[-1].append(index)
+            largest, area = padded, grown
+        else:
+            groups.append([index])
+            largest, area = size, size[0] * size[1]
+    return groups
+
+
+def _padded(nodes: Sequence[Node], paths: Sequence[np.ndarray]) -> Nodes:
+    num_own = torch.tensor([node.end - node.start for node in nodes])
+    num_keys = torch.tensor([len(path) for path in paths])
+    most_own, most_keys = int(num_own.max()), int(num_keys.max())
+    place_BQ = torch.arange(most_own).minimum(num_own[:, None] - 1)
+    keys_BK = torch.stack(
+        [torch.from_numpy(np.pad(p, (0, most_keys - len(p)), mode="edge")) for p in paths]
+    )
+    seen_BQ = (num_keys - num_own)[:, None] + place_BQ
+    return Nodes(
+        queries_BQ=torch.tensor([node.start for node in nodes])[:, None] + place_BQ,
+        keys_BK=keys_BK,
+        sees_B1QK=(torch.arange(most_keys) <= seen_BQ[..., None])[:, None],
+        is_query_BQ=torch.arange(most_own) < num_own[:, None],
+    )
 
 
 def _block_mask(subtree_end_L: Tensor) -> Any:
@@ -76,21 +120,26 @@ def _block_mask(subtree_end_L: Tensor) -> Any:
     return create_block_mask(sees, None, None, length, length, device=str(subtree_end_L.device))
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    return functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale
+def _attend(
+    query_LHD: Tensor, key_LHD: Tensor, value_LHD: Tensor, nodes: Nodes, scale: float
+) -> Tensor:
+    """What the nodes' own tokens attend to, (tokens, H, D)."""
+    query, key, value = (
+        values_LHD[tokens].transpose(1, 2)
+        for values_LHD, tokens in (
+            (query_LHD, nodes.queries_BQ),
+            (key_LHD, nodes.keys_BK),
+            (value_LHD, nodes.keys_BK),
+        )
     )
+    attended_BHQD = functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=nodes.sees_B1QK, scale=scale, enable_gqa=True
+    )
+    return attended_BHQD.transpose(1, 2)[nodes.is_query_BQ]
 
 
-def _taken(values_HLD: Tensor, ranges: _Ranges) -> Tensor:
-    """The tokens of some runs, (1, H, tokens, D)."""
-    pieces = [values_HLD[:, start:end] for start, end in ranges]
-    taken = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
-    return taken[None]
-
-
-class _NodeByNode(torch.autograd.Function):
-    """Attention along the paths of a layout; query, key and value are (H, L, D)."""
+class _ByNodes(torch.autograd.Function):
+    """Attention along the paths of a layout; query, key and value are (L, H, D)."""
 
     @staticmethod
     def forward(
@@ -99,40 +148,21 @@ class _NodeByNode(torch.autograd.Function):
         ctx.save_for_backward(query, key, value)
         ctx.layout, ctx.scale = layout, scale
         attended = torch.empty_like(query)
-        for ranges, mask in zip(layout.paths, layout.masks, strict=True):
-            own = _own(ranges, mask)
-            attended[:, own] = _attend(
-                query[None, :, own], _taken(key, ranges), _taken(value, ranges), mask, scale
-            )[0]
+        for nodes in layout.nodes:
+            own = nodes.queries_BQ[nodes.is_query_BQ]
+            attended[own] = _attend(query, key, value, nodes, scale)
         return attended
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        query, key, value = ctx.saved_tensors
-        grads = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
-        for ranges, mask in zip(ctx.layout.paths, ctx.layout.masks, strict=True):
-            own = _own(ranges, mask)
-            inputs = [
-                t.detach().requires_grad_()
-                for t in (query[None, :, own], _taken(key, ranges), _taken(value, ranges))
-            ]
+        inputs = [saved.detach().requires_grad_() for saved in ctx.saved_tensors]
+        for nodes in ctx.layout.nodes:
+            own = nodes.queries_BQ[nodes.is_query_BQ]
             with torch.enable_grad():
-                attended = _attend(*inputs, mask, ctx.scale)
-            of_query, *of_others = torch.autograd.grad(attended, inputs, grad[None, :, own])
-            grads[0][:, own] = of_query[0]
-            for total, of_other in zip(grads[1:], of_others, strict=True):
-                at = 0
-                for start, end in ranges:
-                    total[:, start:end] += of_other[0, :, at : at + end - start]
-                    at += end - start
-        return *grads, None, None
-
-
-def _own(ranges: _Ranges, mask: Tensor | None) -> slice:
-    """A node's own tokens: the end of the last run of its path."""
-    end = ranges[-1][1]
-    num_own = end - ranges[-1][0] if mask is None else len(mask)
-    return slice(end - num_own, end)
+                attended = _attend(*inputs, nodes, ctx.scale)
+            attended.backward(grad[own])
+        query, key, value = (given.grad for given in inputs)
+        return query, key, value, None, None
 
 
 def tree_attention(
@@ -153,15 +183,10 @@ def tree_attention(
         return flex_attention_forward(
             module, query, key, value, attention_mask.block_mask, scaling=scaling, **kwargs
         )
-    repeats = query.shape[1] // key.shape[1]
-    attended = _NodeByNode.apply(
-        query[0],
-        key[0].repeat_interleave(repeats, dim=0),
-        value[0].repeat_interleave(repeats, dim=0),
-        attention_mask,
-        scaling,
-    )
-    return attended.transpose(0, 1)[None], None
+    # Under autocast the rotation leaves queries and keys wider than values.
+    states = (states[0].transpose(0, 1).to(value.dtype) for states in (query, key, value))
+    attended_LHD = _ByNodes.apply(*states, attention_mask, scaling)
+    return attended_LHD[None], None
 
 
 AttentionInterface.register(NAME, tree_attention)

@@ -4,7 +4,7 @@
 Zoom rendered every image at its final size, so nothing is resized here: `do_resize` is off, and an
 image that is not of the size its span records is a `BlobError`. Images are kept as 8-bit pixels
 while their group waits for its step (a group's crops are looked up once, at admission) and become
-patches only in the micro-batch that needs them.
+patches only in the bundle that needs them.
 """
 
 import io

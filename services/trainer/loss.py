@@ -59,7 +59,7 @@ def token_weights(num_trained_tokens: Sequence[int]) -> list[float]:
     """Weight of each token of each trajectory: mean over its tokens, then over trajectories.
 
     w_i = 1 / (B · T_i), with B the trajectories of the whole optimizer batch: counted before
-    micro-batching, so that the split of a batch does not change its gradient.
+    packing, so that the split of a batch does not change its gradient.
     """
     num_trajectories = len(num_trained_tokens)
     return [1.0 / (num_trajectories * tokens) for tokens in num_trained_tokens]

@@ -1,7 +1,7 @@
 """A real trainer that SIGKILLs itself at a chosen moment; run by the tests as a process.
 
 `python -m tests.trainer.killed_trainer <moment> <path> --flags…`. Moments: `step` (between two
-micro-batches), `settle` (before any MULTI once `path`, a checkpoint, exists), `announce` (before
+packs), `settle` (before any MULTI once `path`, a checkpoint, exists), `announce` (before
 the channel key is set once `path`, a published version, exists). Both hooks are parameters of the
 trainer: its stop event and its Redis client.
 """
@@ -22,7 +22,7 @@ from services.trainer.assembly import build_trainer, locked_run
 from services.trainer.settings import TrainerSettings
 
 NUM_LOOKS = 4
-"""Looks at the stop event before the kill: two while collecting, then between micro-batches."""
+"""Looks at the stop event before the kill: two while collecting, then between packs."""
 
 
 def die() -> None:

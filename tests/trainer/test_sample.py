@@ -115,7 +115,8 @@ def test_advantages_are_those_of_the_group() -> None:
     built = build_group(group(LOOKED, ANSWERED), LIMITS, divide=False)
     assert [s.advantage for s in built.samples] == [0.5, -0.5]
     assert built.has_signal
-    same = build_group(group(LOOKED, LOOKED), LIMITS, divide=True)
+    twin = msgspec.structs.replace(LOOKED, trajectory_id="twin")
+    same = build_group(group(LOOKED, twin), LIMITS, divide=True)
     assert not same.has_signal
 
 
