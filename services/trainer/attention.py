@@ -159,7 +159,7 @@ class _ByNodes(torch.autograd.Function):
         for nodes in ctx.layout.nodes:
             own = nodes.queries_BQ[nodes.is_query_BQ]
             with torch.enable_grad():
-                attended = _attend(*inputs, nodes, ctx.scale)
+                attended = _attend(inputs[0], inputs[1], inputs[2], nodes, ctx.scale)
             attended.backward(grad[own])
         query, key, value = (given.grad for given in inputs)
         return query, key, value, None, None
@@ -173,7 +173,7 @@ def tree_attention(
     attention_mask: TreeLayout | Tensor | None,
     scaling: float,
     **kwargs: Any,
-) -> tuple[Tensor, None]:
+) -> tuple[Tensor, Tensor | None]:
     """transformers' attention interface: (1, H, L, D) in, (1, L, H, D) out."""
     if not isinstance(attention_mask, TreeLayout):
         return sdpa_attention_forward(

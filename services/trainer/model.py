@@ -106,7 +106,7 @@ class Policy(nn.Module):
                 f"{checkpoint} is a {model.config.model_type}; accepted: {', '.join(MODEL_TYPES)}"
             )
         patches = model.model.visual.patch_embed
-        patches.forward = functools.partial(_embed_patches, patches)
+        patches.forward = functools.partial(_embed_patches, patches.proj)
         # The text model alone sees trees; without one this is sdpa.
         model.model.language_model.config._attn_implementation = NAME
         model.eval()
@@ -182,12 +182,12 @@ class Policy(nn.Module):
         ).last_hidden_state[0]
 
 
-def _embed_patches(module: nn.Module, patches: Tensor) -> Tensor:
+def _embed_patches(convolution: nn.Conv3d, patches: Tensor) -> Tensor:
     """What the vision tower's convolution gives: its stride is its kernel, so one product does.
 
     On CPU it takes half the time.
     """
-    weight = module.proj.weight.flatten(1)
+    weight = convolution.weight.flatten(1)
     return functional.linear(patches.reshape(-1, weight.shape[1]).to(weight.dtype), weight)
 
 

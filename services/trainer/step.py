@@ -192,9 +192,7 @@ class Learner:
         images = collect_images(bundle, self._images, self._device)
         figures.seconds["prepare"] += time.perf_counter() - started
         features_FD = self.policy.image_features(images)
-        shown_FD = None if features_FD is None else features_FD.detach()
-        if shown_FD is not None and features_FD is not None:
-            shown_FD.requires_grad_(features_FD.requires_grad)
+        shown_FD = _detached(features_FD)
         ref_features_FD = None
         if self.reference is not None:
             with torch.no_grad():
@@ -206,7 +204,7 @@ class Learner:
             figures.seconds["prepare"] += time.perf_counter() - started_pack
             started += time.perf_counter() - started_pack
             self._backward(tensors, shown_FD, ref_features_FD, old_logprobs_N, figures)
-        if shown_FD is not None and shown_FD.grad is not None:
+        if features_FD is not None and shown_FD is not None and shown_FD.grad is not None:
             features_FD.backward(shown_FD.grad)
         figures.seconds["forward_backward"] += time.perf_counter() - started
 
@@ -246,3 +244,10 @@ class Learner:
             image_token_id=self.policy.limits.image_token_id,
             device=self._device,
         )
+
+
+def _detached(features_FD: Tensor | None) -> Tensor | None:
+    """A leaf that collects the gradient of all packs, if there is one to go on."""
+    if features_FD is None:
+        return None
+    return features_FD.detach().requires_grad_(features_FD.requires_grad)
