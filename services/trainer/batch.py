@@ -8,6 +8,7 @@ all its trajectories, `_S` its image placeholders, `_F` the features of the bund
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import torch
@@ -138,7 +139,6 @@ def _trained(pack: Pack, starts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]
 def _to(tensors: PackTensors, device: torch.device) -> PackTensors:
     if device.type == "cpu":
         return tensors
-    moved = {f.name: getattr(tensors, f.name) for f in fields(PackTensors)}
-    return PackTensors(
-        **{k: v.to(device) if isinstance(v, Tensor) else v for k, v in moved.items()}
-    )
+    held: dict[str, Any] = {f.name: getattr(tensors, f.name) for f in fields(PackTensors)}
+    moved = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in held.items()}
+    return PackTensors(**moved)
