@@ -140,5 +140,7 @@ def _to(tensors: PackTensors, device: torch.device) -> PackTensors:
     if device.type == "cpu":
         return tensors
     held: dict[str, Any] = {f.name: getattr(tensors, f.name) for f in fields(PackTensors)}
-    moved = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in held.items()}
+    moved: dict[str, Any] = {
+        n: v.to(device) if isinstance(v, Tensor) else v for n, v in held.items()
+    }
     return PackTensors(**moved)
