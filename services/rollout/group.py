@@ -1,9 +1,12 @@
-"""One problem → the trajectories of one group: bases and branches side by side, then the fill.
+"""One problem → the trajectories of one group: bases and branches side by side.
 
-A branch starts the moment its call is written. When the budget is full and an earlier draw (by
-clock, see branching.py) becomes known late, the last branch is given up for it: so the group is
-the same whatever the timing, and replays from its record. Every trajectory is a task of one
-`TaskGroup`: the first `BoundaryError` cancels the others and leaves `roll_out` alone.
+A branch starts the moment its call is written: one that is drawn, and also one that would fill the
+budget by what is known so far. What becomes known later may change either: an earlier draw (by
+clock, see branching.py) may take the place of the last branch drawn, a draw or a call with a
+higher entropy increase that of a filling branch. The one that is not wanted any more is then given
+up and leaves nothing. So the group is the same whatever the timing, and replays from its record.
+Every trajectory is a task of one `TaskGroup`: the first `BoundaryError` cancels the others and
+leaves `roll_out` alone.
 """
 
 import asyncio
@@ -15,6 +18,7 @@ import msgspec
 from services.rollout.branching import (
     BranchingArm,
     BranchingSettings,
+    FilledFork,
     ForkPoint,
     branch_id,
     decide,
@@ -50,8 +54,7 @@ async def roll_out(
     """
     rollout = _GroupRollout(policy, zoom, opened, group_id, episode, branching, on_displaced)
     try:
-        await rollout.draw()
-        await rollout.fill()
+        await rollout.run()
     except BaseExceptionGroup as errors:
         raise _first_error(errors) from errors
     return rollout.trajectories()
@@ -85,42 +88,60 @@ class _GroupRollout:
         self._points: dict[tuple[str, int], ForkPoint] = {}
         self._prefixes: dict[tuple[str, int], Prefix] = {}
         self._drawn: list[ForkPoint] = []
+        self._branches: set[str] = set()
+        """Ids of the branches that are wanted by what is known."""
+        self._all_known = False
+        """Whether every trajectory that can be branched from has ended."""
         self._running: dict[str, asyncio.Task[None]] = {}
         self._started_at: dict[str, int] = {}
         """Clock at which a trajectory began, minus the tokens it inherited."""
         self._finished: dict[str, Trajectory] = {}
 
-    # -- the drawing pass ---------------------------------------------------------------------
+    # -- which trajectories there are ---------------------------------------------------------
 
-    async def draw(self) -> None:
-        """Run the bases and every branch that is drawn, until all their calls are known."""
-        async with asyncio.TaskGroup() as tasks:
+    async def run(self) -> None:
+        """Run the bases, and the branches that their calls ask for, until all have ended."""
+        async with asyncio.TaskGroup() as self._tasks:
             for trajectory_id in self._base_ids:
-                self._start(tasks, trajectory_id, ForkOrigin.BASE, on_call=self._draw_at(tasks))
+                self._start(trajectory_id, ForkOrigin.BASE)
 
-    def _draw_at(self, tasks: asyncio.TaskGroup) -> OnCall:
-        def on_call(made: CallMade) -> None:
-            self._note(made)
-            if not made.is_resampled:
-                self._redraw(tasks)
+    def _heard(self, made: CallMade) -> None:
+        """A call of a base or of a drawn branch was written: others may branch there."""
+        self._note(made)
+        if not made.is_resampled:
+            self._reconcile()
 
-        return on_call
+    def _reconcile(self) -> None:
+        """Start the branches that are wanted now, give up those that no longer are."""
+        self._drawn = drawn_forks(self._points.values(), self._base_ids, self._budget)
+        wanted = {
+            branch_id(point.trajectory_id, point.call_index): (point, ForkOrigin.DRAWN)
+            for point in self._drawn
+        }
+        for point, copy in self._fills():
+            filling = branch_id(point.trajectory_id, point.call_index, copy)
+            wanted[filling] = (point, ForkOrigin.FILLED)
+        for trajectory_id in self._branches - wanted.keys():
+            self._give_up(trajectory_id)
+        for trajectory_id in [i for i in wanted if i not in self._branches]:
+            self._branch(trajectory_id, *wanted[trajectory_id])
+        self._branches = set(wanted)
 
-    def _redraw(self, tasks: asyncio.TaskGroup) -> None:
-        """Start the branches that are drawn now, give up those that no longer are."""
-        before = {point.order for point in self._drawn}
-        drawn = drawn_forks(self._points.values(), self._base_ids, self._budget)
-        now = {point.order for point in drawn}
-        for point in self._drawn:
-            if point.order not in now:
-                self._give_up(branch_id(point.trajectory_id, point.call_index))
-        self._drawn = drawn
-        for point in drawn:
-            if point.order not in before:
-                self._branch(tasks, point, 1, ForkOrigin.DRAWN, on_call=self._draw_at(tasks))
+    def _fills(self) -> list[FilledFork]:
+        """What fills the budget; second branches at a call only when all calls are known."""
+        num_missing = self._budget - len(self._drawn)
+        open_to = self._open_to_branches()
+        points = [point for point in self._points.values() if point.trajectory_id in open_to]
+        forks = filled_forks(points, self._drawn, num_missing)
+        return [fork for fork in forks if fork.copy == 1 or self._all_known]
+
+    def _open_to_branches(self) -> set[str]:
+        """Bases and drawn branches: at their calls others are cut."""
+        drawn = (branch_id(point.trajectory_id, point.call_index) for point in self._drawn)
+        return {*self._base_ids, *drawn}
 
     def _give_up(self, trajectory_id: str) -> None:
-        """Cancel a branch and forget it; it was the last in order, so nothing came of it."""
+        """Cancel a branch and forget it; nothing that stays came of it."""
         self._running.pop(trajectory_id).cancel()
         self._finished.pop(trajectory_id, None)
         for key in [key for key in self._points if key[0] == trajectory_id]:
@@ -128,49 +149,32 @@ class _GroupRollout:
         if self._on_displaced is not None:
             self._on_displaced()
 
-    # -- the fill pass ------------------------------------------------------------------------
-
-    async def fill(self) -> None:
-        """Use up the budget: more branches, or more bases if nobody called the tool."""
-        num_missing = self._branching.group_size - len(self._finished)
-        forks = filled_forks(self._points.values(), self._drawn, num_missing)
-        async with asyncio.TaskGroup() as tasks:
-            for point, copy in forks:
-                self._branch(tasks, point, copy, ForkOrigin.FILLED, on_call=self._note)
-            for index in range(num_missing - len(forks)):
-                trajectory_id = self._base_id(self._branching.num_base + index)
-                self._start(tasks, trajectory_id, ForkOrigin.FRESH, on_call=self._note)
+    def _settle_if_all_known(self) -> None:
+        """When no further call can come: fill the budget, with bases if nobody called the tool."""
+        if self._all_known or not self._open_to_branches() <= self._finished.keys():
+            return
+        self._all_known = True
+        self._reconcile()
+        num_missing = self._budget - len(self._branches)
+        for index in range(num_missing):
+            self._start(self._base_id(self._branching.num_base + index), ForkOrigin.FRESH)
 
     # -- trajectories -------------------------------------------------------------------------
 
     def _base_id(self, index: int) -> str:
         return f"{self._group_id}/b{index:02d}"
 
-    def _branch(
-        self,
-        tasks: asyncio.TaskGroup,
-        point: ForkPoint,
-        copy: int,
-        origin: ForkOrigin,
-        on_call: OnCall,
-    ) -> None:
+    def _branch(self, trajectory_id: str, point: ForkPoint, origin: ForkOrigin) -> None:
         prefix = self._prefixes[point.trajectory_id, point.call_index]
-        trajectory_id = branch_id(point.trajectory_id, point.call_index, copy)
         inherited = sum(len(turn.generation.token_ids) for turn in prefix.turns)
         inherited += len(prefix.generation.token_ids)
         self._started_at[trajectory_id] = point.clock - inherited
-        self._start(tasks, trajectory_id, origin, prefix=prefix, on_call=on_call)
+        self._start(trajectory_id, origin, prefix)
 
-    def _start(
-        self,
-        tasks: asyncio.TaskGroup,
-        trajectory_id: str,
-        origin: ForkOrigin,
-        *,
-        on_call: OnCall,
-        prefix: Prefix | None = None,
-    ) -> None:
-        self._running[trajectory_id] = tasks.create_task(
+    def _start(self, trajectory_id: str, origin: ForkOrigin, prefix: Prefix | None = None) -> None:
+        opens_others = origin in (ForkOrigin.BASE, ForkOrigin.DRAWN)
+        on_call = self._heard if opens_others else self._note
+        self._running[trajectory_id] = self._tasks.create_task(
             self._attempt(trajectory_id, origin, on_call, prefix)
         )
 
@@ -188,6 +192,7 @@ class _GroupRollout:
             origin=origin,
             on_call=None if self._branching.arm is BranchingArm.OFF else on_call,
         )
+        self._settle_if_all_known()
 
     def _note(self, made: CallMade) -> None:
         """Keep a call as a point to fork at; a resampled one shares its prefix with another."""

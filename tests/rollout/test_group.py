@@ -284,6 +284,56 @@ async def test_a_draw_that_becomes_known_late_takes_the_place_of_a_later_one(sta
     assert second.draw < second.probability, "it had been drawn, but the budget went elsewhere"
 
 
+async def test_a_branch_that_fills_the_budget_starts_before_all_calls_are_known(
+    stage: Stage,
+) -> None:
+    for name in ("g/b00", "g/b01"):
+        stage.script.rehearse(name, look(BOX, inside=UNSURE), answer("A"))
+    filling = {turn_seed(trajectory_seed(f"g/b0{i}/0"), 0) for i in range(2)}
+    last_turns = {turn_seed(trajectory_seed(f"g/b0{i}"), 1) for i in range(2)}
+    gate = asyncio.Event()
+
+    async def wait_for_the_branches(seed: int) -> None:
+        if seed in last_turns:
+            await asyncio.wait_for(gate.wait(), 20)
+        elif filling <= {request.seed for request in stage.script.requests}:
+            gate.set()
+
+    stage.script.before_turn = wait_for_the_branches
+    trajectories = await play(stage, NEVER)
+    assert Counter(origins(trajectories).values()) == {ForkOrigin.BASE: 2, ForkOrigin.FILLED: 2}
+
+
+@pytest.mark.parametrize("late", [ALWAYS, NEVER], ids=["drawn", "of a higher increase"])
+async def test_a_filling_branch_gives_way_to_a_call_that_becomes_known_late(
+    stage: Stage, late: BranchingSettings
+) -> None:
+    """b00's two calls are no candidates; they fill both places until b01's call is known."""
+    stage.script.rehearse("g/b00", look(BOX, inside=SURE), look(BOX, inside=SURE), answer("A"))
+    stage.script.rehearse("g/b01", look(BOX, inside=UNSURE), answer("A"))
+    for name in ("g/b00/0", "g/b00/1", "g/b01/0"):
+        first_turn = 1 if name == "g/b00/1" else 0
+        stage.script.rehearse(name, rest_of_look(BOX), answer("A"), first_turn=first_turn)
+    slow = turn_seed(trajectory_seed("g/b01"), 0)
+    begun = {turn_seed(trajectory_seed(f"g/b00/{i}"), i) for i in range(2)}
+    gate = asyncio.Event()
+
+    async def hold(seed: int) -> None:
+        if begun <= {request.seed for request in stage.script.requests}:
+            gate.set()
+        if seed == slow:
+            await asyncio.wait_for(gate.wait(), 20)
+
+    stage.script.before_turn = hold
+    displaced: list[int] = []
+    trajectories = await play(stage, late, on_displaced=lambda: displaced.append(1))
+    origin = ForkOrigin.DRAWN if late is ALWAYS else ForkOrigin.FILLED
+    assert origins(trajectories)["g/b01/0"] is origin
+    assert displaced == [1]
+    (filled,) = [t for t in trajectories.values() if t.parent_id == "g/b00"]
+    assert filled.origin is ForkOrigin.FILLED
+
+
 def jitter(number: int) -> Callable[[int], Awaitable[None]]:
     source = random.Random(number)
 
@@ -293,8 +343,11 @@ def jitter(number: int) -> Callable[[int], Awaitable[None]]:
     return pause
 
 
-async def test_a_group_is_the_same_whatever_the_timing(tmp_path: Path) -> None:
-    settings = BranchingSettings(group_size=12, base_probability=0.8)
+@pytest.mark.parametrize("base_probability", [0.2, 0.8])
+async def test_a_group_is_the_same_whatever_the_timing(
+    tmp_path: Path, base_probability: float
+) -> None:
+    settings = BranchingSettings(group_size=12, base_probability=base_probability)
     displaced: list[int] = []
     played: list[dict[str, Trajectory]] = []
     for number in range(60):
@@ -321,8 +374,9 @@ def as_script(trajectory: Trajectory) -> list[list[Word]]:
     return [sampled(turn, cut) for turn, cut in zip(own, cuts, strict=False)]
 
 
-def refuse(seed: int, is_box_begun: bool) -> list[Word]:
-    raise AssertionError(f"nothing on record for seed {seed} (in box: {is_box_begun})")
+def say_something_else(seed: int, is_box_begun: bool) -> list[Word]:
+    """For a branch that is begun and given up, which no record has."""
+    return improvise(seed + 1, is_box_begun)
 
 
 async def test_a_rollout_replays_exactly_from_its_record(tmp_path: Path) -> None:
@@ -331,7 +385,7 @@ async def test_a_rollout_replays_exactly_from_its_record(tmp_path: Path) -> None
         first = await play(stage, settings)
     assert Counter(t.origin for t in first.values())[ForkOrigin.DRAWN] > 0
     async with set_stage(tmp_path / "blobs") as stage:
-        stage.script.improvise = refuse
+        stage.script.improvise = say_something_else
         for trajectory in first.values():
             stage.script.rehearse(
                 trajectory.trajectory_id,
