@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from shared.geometry import Box, ImageSize
 
 LARGEST_HIT_SHARE = 9
-"""A box counts only if it is no larger than one ninth of the image (DESIGN.md, Three things a
-feasibility run taught): a policy that zooms on everything hits nothing."""
+"""A box counts only if it is no larger than one ninth of the image: a policy that zooms on
+everything hits nothing."""
 
 
 def is_hit(boxes: Sequence[Box], lesions: Sequence[Box], image: ImageSize) -> bool:

@@ -1,4 +1,4 @@
-"""The demo's numbers: `.medvr/demo/report.json` (DESIGN.md, Benchmarks and reports) and its table.
+"""The demo's numbers: `.medvr/demo/report.json` and its table.
 
 Read from the reports that the evaluations wrote; nothing is measured here.
 """

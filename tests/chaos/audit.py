@@ -1,4 +1,4 @@
-"""What must hold when it is all over, whatever was killed: DESIGN.md, decisions 6 and 7."""
+"""What must hold when it is all over, whatever was killed."""
 
 import json
 from collections import Counter

@@ -14,7 +14,7 @@ from services.trainer.tiny.sequences import Speller
 from shared.geometry import Box
 
 LARGEST_HIT_SHARE = 1 / 9
-"""A box larger than this share of the image hits nothing (DESIGN.md)."""
+"""A box larger than this share of the image hits nothing (docs/METHOD.md, What the paper shows)."""
 
 
 @dataclass(frozen=True)
