@@ -3,11 +3,12 @@
 import asyncio
 import logging
 import signal
+import sys
 import threading
 from types import FrameType
 
 from services.trainer.flow import check_flow
-from services.trainer.settings import TrainerSettings
+from services.trainer.settings import DryRunSettings, TrainerSettings
 from shared.errors import MedvrError
 from shared.service.logs import configure_logs
 from shared.service.settings import refuse
@@ -17,8 +18,11 @@ logger = logging.getLogger(__name__)
 
 def main(argv: list[str]) -> None:
     """Train until `max_steps` or a signal; exits with 1 and a logged reason if it cannot."""
-    settings = TrainerSettings.load(argv)
+    settings = (DryRunSettings if "--dry-run" in argv else TrainerSettings).load(argv)
     check(settings)
+    if settings.dry_run:
+        rehearse(DryRunSettings.load(argv), argv)
+        return
     configure_logs("trainer", settings.log_level)
     try:
         run_trainer(settings)
@@ -38,6 +42,16 @@ def check(settings: TrainerSettings) -> None:
             max_outstanding=settings.max_outstanding,
         )
     except ValueError as error:
+        refuse(str(error))
+
+
+def rehearse(settings: DryRunSettings, argv: list[str]) -> None:
+    """Print what the run would cost; exits with 2 and a plain message if there is no model here."""
+    from services.trainer.dry_run.report import report
+
+    try:
+        sys.stdout.write(report(settings, argv))
+    except MedvrError as error:
         refuse(str(error))
 
 
@@ -71,6 +85,4 @@ def run_trainer(settings: TrainerSettings) -> None:
 
 
 if __name__ == "__main__":
-    import sys
-
     main(sys.argv[1:])

@@ -107,3 +107,54 @@ class TrainerSettings(ServiceSettings):
     def run_folder(self) -> Path:
         """Where this run keeps its checkpoints, TensorBoard files and steps.jsonl."""
         return self.run_root / self.run
+
+    # -- the rehearsal --------------------------------------------------------------------------
+    dry_run: bool = False
+    """Print settings, tokens, memory and FLOPs of a step, and end; touches nothing. What it assumes
+    are flags too: --dry-run --help lists them."""
+
+
+class DryRunSettings(TrainerSettings):
+    """Say what a run would cost: settings, tokens, memory and FLOPs of a step. Trains nothing."""
+
+    # -- what a dry run assumes -----------------------------------------------------------------
+    group_size: int = Field(default=16, ge=2)
+    """Trajectories of a group (the rollout workers' setting)."""
+    branch_share: float = Field(default=0.5, ge=0.0, lt=1.0)
+    """Share of them that are branches; 0 for independent trajectories."""
+    prompt_text_tokens: int = Field(default=230, ge=1)
+    """Text of the prompt: 190 with Qwen's tokenizer, and 40 of question and options."""
+    view_pixels: int | None = Field(default=None, ge=1)
+    """Pixels of the shown image; unset means the most that the checkpoint's medvr.json allows."""
+    crop_pixels: int | None = Field(default=None, ge=1)
+    """Pixels of a shown crop; unset means the most that the checkpoint's medvr.json allows."""
+    mean_turns: float = Field(default=2.0, ge=1.0)
+    """Turns of a trajectory, on average."""
+    crops_per_trajectory: float | None = Field(default=None, ge=0.0)
+    """Crops shown to a trajectory, on average; unset means one in every turn but the last."""
+    response_tokens: float = Field(default=128.0, gt=0.0)
+    """Tokens that the policy samples in a turn, on average."""
+    observation_text_tokens: int = Field(default=41, ge=0)
+    """Text around a crop; 41 with Qwen's tokenizer."""
+    world_size: int = Field(default=1, ge=1)
+    """Processes among which weights, gradients and optimizer are sharded."""
+    lora_rank: int = Field(default=0, ge=0)
+    """Rank of LoRA adapters on the text blocks' linear layers; 0 trains all parameters."""
+    tflops: float = Field(default=200.0, gt=0.0)
+    """TFLOP/s that one process sustains: a fifth of an H100's bfloat16 peak."""
+
+    @property
+    def crops(self) -> float:
+        """Crops shown to a trajectory, on average."""
+        if self.crops_per_trajectory is None:
+            return self.mean_turns - 1
+        return self.crops_per_trajectory
+
+    @model_validator(mode="after")
+    def _crops_answer_turns(self) -> Self:
+        if self.crops > self.mean_turns:
+            raise ValueError(
+                f"crops_per_trajectory {self.crops:g} is over mean_turns {self.mean_turns:g}: "
+                "a turn is answered by one crop at most"
+            )
+        return self
