@@ -67,6 +67,8 @@ def build_learner(settings: TrainerSettings, base: Path, images: ImageSource) ->
     policy = Policy.load(
         base, device, dtype, gradient_checkpointing=settings.gradient_checkpointing
     )
+    if settings.freeze_vision:
+        policy.freeze_vision()
     reference = Policy.load(base, device, dtype).freeze() if settings.kl_beta > 0 else None
     optimizer = build_optimizer(policy, lr=settings.lr, weight_decay=settings.weight_decay)
     return Learner(policy, reference, optimizer, images, settings)

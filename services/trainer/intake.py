@@ -95,7 +95,7 @@ class Intake:
         try:
             group = self._decode(entry)
             training_group = build_group(
-                group, self._limits, divide=self._settings.advantage_division
+                group, self._limits, divide=self._settings.divides_advantages
             )
             if group.newest_version > batch.step:
                 raise PayloadError(

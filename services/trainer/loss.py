@@ -1,4 +1,11 @@
-"""METHOD.md's GRPO, one pure function per formula.
+"""Policy-gradient losses on groups, one pure function per formula: METHOD.md's GRPO and its kin.
+
+| loss | ratio and clip | weight of a token | advantage | source |
+|---|---|---|---|---|
+| `grpo` | per token | 1 / (B · T_i) | divided by std | METHOD.md, GRPO; arXiv 2402.03300, eq. 3 |
+| `dr_grpo` | per token | 1 / (B · constant) | never divided | arXiv 2503.20783, section 3.2 |
+| `dapo` | per token | 1 / ΣT_i | divided by std | arXiv 2503.14476, eq. 8 |
+| `gspo` | per trajectory | 1 / (B · T_i) | divided by std | arXiv 2507.18071, eq. 5 and 7 |
 
 Shapes: `_N` runs over all trained tokens of some trajectories, concatenated; log-probabilities are
 in nats. π_θ is the policy being trained, π_old the trainer's own view of the policy before the
@@ -8,6 +15,7 @@ policy.
 
 import math
 from collections.abc import Sequence
+from enum import StrEnum
 from typing import NamedTuple
 
 import torch
@@ -18,6 +26,15 @@ STD_FLOOR = 1e-4
 
 EQUAL_REWARDS = 1e-9
 """Rewards closer together than this are equal: their group carries no signal."""
+
+
+class Loss(StrEnum):
+    """Which of them."""
+
+    GRPO = "grpo"
+    DR_GRPO = "dr_grpo"
+    DAPO = "dapo"
+    GSPO = "gspo"
 
 
 class ClipRange(NamedTuple):
@@ -55,14 +72,34 @@ def group_advantages(rewards: Sequence[float], *, divide: bool) -> list[float]:
     return [c / (std + STD_FLOOR) for c in centred]
 
 
-def token_weights(num_trained_tokens: Sequence[int]) -> list[float]:
-    """Weight of each token of each trajectory: mean over its tokens, then over trajectories.
+def token_weights(
+    num_trained_tokens: Sequence[int], loss: Loss = Loss.GRPO, *, constant: int = 1
+) -> list[float]:
+    """Weight of each token of each trajectory, counted before the batch is cut up.
 
-    w_i = 1 / (B · T_i), with B the trajectories of the whole optimizer batch: counted before
-    packing, so that the split of a batch does not change its gradient.
+    So the cut does not change the gradient. B is the trajectories of the whole optimizer batch,
+    T_i the trained tokens of one; `constant` takes the place of T_i in Dr. GRPO, which would
+    otherwise favour long wrong answers over short ones.
     """
-    num_trajectories = len(num_trained_tokens)
-    return [1.0 / (num_trajectories * tokens) for tokens in num_trained_tokens]
+    num_trajectories, num_tokens = len(num_trained_tokens), sum(num_trained_tokens)
+    match loss:
+        case Loss.DAPO:
+            return [1.0 / num_tokens] * num_trajectories
+        case Loss.DR_GRPO:
+            return [1.0 / (num_trajectories * constant)] * num_trajectories
+        case Loss.GRPO | Loss.GSPO:
+            return [1.0 / (num_trajectories * tokens) for tokens in num_trained_tokens]
+
+
+def sequence_ratio(log_ratio_N: Tensor, trajectory_N: Tensor) -> Tensor:
+    """GSPO's s_i = exp(1/T_i · Σ_t ln π_θ/π_old), at every token of trajectory i, (N,).
+
+    With weights 1/(B · T_i) the sum over its tokens is the objective of the trajectory over B.
+    """
+    num_trajectories = int(trajectory_N[-1]) + 1
+    totals = log_ratio_N.new_zeros(num_trajectories).index_add(0, trajectory_N, log_ratio_N)
+    counts = torch.bincount(trajectory_N, minlength=num_trajectories)
+    return torch.exp(totals / counts)[trajectory_N]
 
 
 def k3(logprobs_N: Tensor, other_logprobs_N: Tensor) -> Tensor:
@@ -74,9 +111,19 @@ def k3(logprobs_N: Tensor, other_logprobs_N: Tensor) -> Tensor:
     return torch.exp(log_ratio_N) - log_ratio_N - 1.0
 
 
-def importance_weights(old_logprobs_N: Tensor, sampled_logprobs_N: Tensor, cap: float) -> Tensor:
-    """c = min(π_old/μ, cap), detached: corrects for the engine not being the trainer."""
-    return torch.exp(old_logprobs_N - sampled_logprobs_N).clamp(max=cap).detach()
+def importance_weights(
+    old_logprobs_N: Tensor, sampled_logprobs_N: Tensor, cap: float, *, mask: bool = False
+) -> Tensor:
+    """c = min(π_old/μ, cap), detached: corrects for the engine not being the trainer.
+
+    With `mask`, 0 where π_old/μ lies outside [1/cap, cap]: such tokens are not trained at all.
+    """
+    mismatch_N = torch.exp(old_logprobs_N - sampled_logprobs_N).detach()
+    weights_N = mismatch_N.clamp(max=cap)
+    if not mask:
+        return weights_N
+    is_near_N = (mismatch_N <= cap) & (mismatch_N >= 1.0 / cap)
+    return torch.where(is_near_N, weights_N, 0.0)
 
 
 def clipped_objective(
@@ -88,6 +135,18 @@ def clipped_objective(
     return torch.minimum(plain_N, clipped_N), clipped_N < plain_N
 
 
+class Objective(NamedTuple):
+    """Which loss, and its knobs."""
+
+    loss: Loss
+    clip: ClipRange
+    is_cap: float
+    """Cap of π_old/μ."""
+    is_mask: bool
+    """Leave tokens beyond the cap out, on either side."""
+    kl_beta: float
+
+
 def token_loss(
     trainer_logprobs_N: Tensor,
     *,
@@ -95,28 +154,34 @@ def token_loss(
     sampled_logprobs_N: Tensor,
     ref_logprobs_N: Tensor | None,
     advantages_N: Tensor,
-    clip: ClipRange,
-    is_cap: float,
-    kl_beta: float,
+    trajectory_N: Tensor,
+    objective: Objective,
 ) -> TokenLoss:
     """L = −c · min(rA, clip(r)·A) + β · k3(π_θ‖π_ref) per token, r = π_θ/π_old.
 
     With one update per batch the caller passes `trainer_logprobs_N.detach()` as old: r is 1, its
     gradient is that of ln π_θ, and clipping is inert. `ref_logprobs_N` is None when β is 0.
     """
-    ratio_N = torch.exp(trainer_logprobs_N - old_logprobs_N)
-    weights_N = importance_weights(old_logprobs_N, sampled_logprobs_N, is_cap)
-    objective_N, is_clipped_N = clipped_objective(ratio_N, advantages_N, clip)
+    log_ratio_N = trainer_logprobs_N - old_logprobs_N
+    if objective.loss is Loss.GSPO:
+        ratio_N = sequence_ratio(log_ratio_N, trajectory_N)
+    else:
+        ratio_N = torch.exp(log_ratio_N)
+    weights_N = importance_weights(
+        old_logprobs_N, sampled_logprobs_N, objective.is_cap, mask=objective.is_mask
+    )
+    objective_N, is_clipped_N = clipped_objective(ratio_N, advantages_N, objective.clip)
     loss_N = -weights_N * objective_N
     if ref_logprobs_N is None:
         kl_reference_N = torch.zeros_like(loss_N)
     else:
         kl_reference_N = k3(trainer_logprobs_N, ref_logprobs_N)
-        loss_N = loss_N + kl_beta * kl_reference_N
+        loss_N = loss_N + objective.kl_beta * kl_reference_N
+    mismatch_N = torch.exp(old_logprobs_N - sampled_logprobs_N)
     return TokenLoss(
         loss_N=loss_N,
         kl_reference_N=kl_reference_N.detach(),
         mismatch_kl_N=k3(sampled_logprobs_N, old_logprobs_N).detach(),
         is_clipped_N=is_clipped_N.detach(),
-        is_capped_N=(torch.exp(old_logprobs_N - sampled_logprobs_N) > is_cap).detach(),
+        is_capped_N=(mismatch_N > objective.is_cap).detach(),
     )

@@ -121,6 +121,10 @@ class Policy(nn.Module):
         self.eval()
         return self
 
+    def freeze_vision(self) -> None:
+        """Leave the vision tower, merger included, as it is."""
+        self.model.model.visual.requires_grad_(requires_grad=False)
+
     def image_features(self, images: BundleImages) -> Tensor | None:
         """What the vision tower says of each image once, (F, D), float32 or wider; None of none."""
         if not images.rows_by_name:

@@ -43,16 +43,23 @@ class TrainerSettings(ServiceSettings):
     """Distinct tokens computed together; changes memory and speed, not the gradient."""
 
     # -- the loss (METHOD.md, GRPO) -------------------------------------------------------------
+    loss: Literal["grpo", "dr_grpo", "dapo", "gspo"] = "grpo"
+    """GRPO as in the paper; Dr. GRPO; DAPO's token-level mean; GSPO's ratio per trajectory."""
     advantage_division: bool = True
-    """Divide a group's centred rewards by their standard deviation (+ 1e-4)."""
+    """Divide centred rewards by their standard deviation (+ 1e-4); Dr. GRPO never does."""
+    dr_grpo_tokens: int = Field(default=512, ge=1)
+    """Dr. GRPO's constant in place of a trajectory's length: its largest number of tokens."""
     kl_beta: float = Field(default=0.001, ge=0.0)
     """β, weight of the KL to the initial policy; 0 loads no reference."""
     clip_low: float = Field(default=0.2, ge=0.0, lt=1.0)
-    """The ratio π_θ/π_old is clipped at 1 − clip_low; inert while updates_per_batch is 1."""
+    """The ratio π_θ/π_old is clipped at 1 − clip_low; inert while updates_per_batch is 1.
+    GSPO wants about 3e-4: its ratios are means over a trajectory."""
     clip_high: float = Field(default=0.28, ge=0.0)
     """The ratio π_θ/π_old is clipped at 1 + clip_high; inert while updates_per_batch is 1."""
     is_cap: float = Field(default=2.0, gt=0.0)
     """Cap of the importance weight π_old/μ of trainer over engine."""
+    is_mask: bool = False
+    """Leave out tokens whose π_old/μ is outside [1/is_cap, is_cap], instead of capping only."""
     updates_per_batch: int = Field(default=1, ge=1)
     """Optimizer updates on one batch. At 1 the ratio is 1 and clipping does nothing."""
 
@@ -83,6 +90,8 @@ class TrainerSettings(ServiceSettings):
     """`cpu`, `cuda` or `cuda:N`."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the forward pass; weights and optimizer stay in float32."""
+    freeze_vision: bool = False
+    """Train the text model only; images are then encoded without a backward pass."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
     threads: int = Field(default=2, ge=1)
@@ -102,6 +111,11 @@ class TrainerSettings(ServiceSettings):
                 f"{self.checkpoint_every}: only checkpointed steps are published"
             )
         return self
+
+    @property
+    def divides_advantages(self) -> bool:
+        """Whether centred rewards are divided by their standard deviation."""
+        return self.advantage_division and self.loss != "dr_grpo"
 
     @property
     def run_folder(self) -> Path:

@@ -18,7 +18,14 @@ from torch import Tensor
 
 from services.trainer.batch import PackTensors, collate, collect_images
 from services.trainer.images import ImageSource
-from services.trainer.loss import ClipRange, TokenLoss, token_loss, token_weights
+from services.trainer.loss import (
+    ClipRange,
+    Loss,
+    Objective,
+    TokenLoss,
+    token_loss,
+    token_weights,
+)
 from services.trainer.model import Policy
 from services.trainer.optimizer import apply_gradient, learning_rate
 from services.trainer.packing import Bundle, Pack, pack_groups
@@ -90,7 +97,13 @@ class Learner:
         self.optimizer = optimizer
         self._images = images
         self._settings = settings
-        self._clip = ClipRange(settings.clip_low, settings.clip_high)
+        self._objective = Objective(
+            loss=Loss(settings.loss),
+            clip=ClipRange(settings.clip_low, settings.clip_high),
+            is_cap=settings.is_cap,
+            is_mask=settings.is_mask,
+            kl_beta=settings.kl_beta,
+        )
         self._device = next(policy.parameters()).device
 
     def take_step(
@@ -136,7 +149,13 @@ class Learner:
     ) -> list[Bundle]:
         """Weights counted over the whole batch; then trees, packs, bundles."""
         samples = [sample for group in groups for sample in group]
-        weights = iter(token_weights([sample.num_trained_tokens for sample in samples]))
+        weights = iter(
+            token_weights(
+                [sample.num_trained_tokens for sample in samples],
+                self._objective.loss,
+                constant=self._settings.dr_grpo_tokens,
+            )
+        )
         weighted = [[replace(s, token_weight=next(weights)) for s in group] for group in groups]
         bundles = pack_groups(
             weighted, self.policy.limits.image_token_id, self._settings.pack_tokens
@@ -230,9 +249,8 @@ class Learner:
             sampled_logprobs_N=tensors.sampled_logprobs_N,
             ref_logprobs_N=ref_logprobs_N,
             advantages_N=tensors.advantages_N,
-            clip=self._clip,
-            is_cap=self._settings.is_cap,
-            kl_beta=self._settings.kl_beta,
+            trajectory_N=tensors.trajectory_N,
+            objective=self._objective,
         )
         (terms.loss_N * tensors.weights_N).sum().backward()
         figures.add(tensors, terms, old_logprobs_N, self._settings.updates_per_batch)

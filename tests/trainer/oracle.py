@@ -40,6 +40,7 @@ class MicroBatch:
     rows_N: Tensor
     columns_N: Tensor
     """Where each trained token stands."""
+    trajectory_N: Tensor
     sampled_logprobs_N: Tensor
     advantages_N: Tensor
     weights_N: Tensor
@@ -91,6 +92,7 @@ def collate(
         image_order=torch.tensor([index_by_name[name] for name in shown], dtype=torch.long),
         rows_N=rows_N,
         columns_N=columns_N,
+        trajectory_N=torch.arange(len(samples)).repeat_interleave(counts),
         sampled_logprobs_N=torch.tensor(logprobs),
         advantages_N=advantages.repeat_interleave(counts),
         weights_N=torch.tensor(weights).repeat_interleave(counts),

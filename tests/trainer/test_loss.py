@@ -6,6 +6,8 @@ import torch
 
 from services.trainer.loss import (
     ClipRange,
+    Loss,
+    Objective,
     clipped_objective,
     group_advantages,
     has_signal,
@@ -73,6 +75,14 @@ def test_importance_weights_are_capped_above_only_and_carry_no_gradient() -> Non
     assert not weights.requires_grad
 
 
+def test_tokens_out_of_range_can_be_left_out_on_either_side() -> None:
+    old = torch.log(torch.tensor([0.8, 0.2, 0.3, 0.59, 0.16]))
+    weights = importance_weights(
+        old, torch.log(torch.tensor([0.1, 0.5, 0.3, 0.3, 0.3])), cap=2.0, mask=True
+    )
+    torch.testing.assert_close(weights, torch.tensor([0.0, 0.0, 1.0, 0.59 / 0.3, 0.16 / 0.3]))
+
+
 @pytest.mark.parametrize(
     ("ratio", "advantage", "objective", "clipped"),
     [
@@ -101,9 +111,8 @@ def test_the_whole_token_loss_agrees_with_numpy() -> None:
         sampled_logprobs_N=torch.tensor(mu),
         ref_logprobs_N=torch.tensor(ref),
         advantages_N=torch.tensor(advantages),
-        clip=CLIP,
-        is_cap=2.0,
-        kl_beta=0.1,
+        trajectory_N=torch.zeros(50, dtype=torch.long),
+        objective=Objective(Loss.GRPO, CLIP, is_cap=2.0, is_mask=False, kl_beta=0.1),
     )
     ratio = np.exp(theta - old)
     objective = np.minimum(ratio * advantages, np.clip(ratio, 0.8, 1.28) * advantages)
@@ -125,9 +134,8 @@ def test_with_one_update_the_gradient_is_that_of_weighted_logprobs_and_nothing_c
         sampled_logprobs_N=mu,
         ref_logprobs_N=None,
         advantages_N=advantages,
-        clip=CLIP,
-        is_cap=2.0,
-        kl_beta=0.0,
+        trajectory_N=torch.zeros(3, dtype=torch.long),
+        objective=Objective(Loss.GRPO, CLIP, is_cap=2.0, is_mask=False, kl_beta=0.0),
     )
     terms.loss_N.sum().backward()
     c = np.minimum(np.exp(theta.detach().numpy() - mu.numpy()), 2.0)

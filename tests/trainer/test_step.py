@@ -152,6 +152,24 @@ def test_the_reference_is_the_initial_policy_and_absent_without_beta(bench: Benc
     assert torch.equal(learner.reference.model.get_input_embeddings().weight, initial)
 
 
+def test_a_frozen_vision_tower_stays_as_it_was_and_the_text_model_learns_the_same(
+    bench: Bench,
+) -> None:
+    frozen, groups = bench.learner(freeze_vision=True, max_grad_norm=1e9)
+    whole, _ = bench.learner(max_grad_norm=1e9)
+    before = {name: p.detach().clone() for name, p in frozen.policy.named_parameters()}
+    for learner in (frozen, whole):
+        learner.take_step(groups, 0, never)
+    for (name, ours), theirs in zip(
+        frozen.policy.named_parameters(), whole.policy.parameters(), strict=True
+    ):
+        if "visual" in name:
+            assert torch.equal(ours, before[name])
+            assert not torch.equal(theirs, before[name])
+        else:
+            torch.testing.assert_close(ours, theirs)
+
+
 def test_a_stop_before_the_first_update_leaves_the_weights_as_they_were(bench: Bench) -> None:
     learner, groups = bench.learner(pack_tokens=200)
     before = weights_of(learner)

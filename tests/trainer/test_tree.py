@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from services.trainer.attention import alike
 from services.trainer.batch import collate, collect_images
 from services.trainer.images import ImageSource
-from services.trainer.loss import ClipRange, token_loss
+from services.trainer.loss import ClipRange, Loss, Objective, token_loss
 from services.trainer.model import Policy
 from services.trainer.packing import Bundle, fill, pack_groups, split
 from services.trainer.sample import TrainingSample, build_samples
@@ -84,6 +84,7 @@ class Both:
     def __init__(self, policy: Policy, builder: GroupBuilder, images: ImageSource) -> None:
         self.policy, self.builder, self.images = policy, builder, images
         self.image_token_id = policy.limits.image_token_id
+        self.loss_name = Loss.GRPO
 
     def samples(self, seed: int, drawn: list[Origin]) -> list[TrainingSample]:
         advantages = np.random.default_rng(seed).normal(size=len(drawn)).tolist()
@@ -94,13 +95,13 @@ class Both:
     def loss(self, logprobs_N: torch.Tensor, batch: object) -> torch.Tensor:
         terms = token_loss(
             logprobs_N,
-            old_logprobs_N=logprobs_N.detach() + 0.1,  # a policy that has moved: clipping bites
+            old_logprobs_N=logprobs_N.detach()
+            + 0.1 * torch.sin(7 * logprobs_N.detach()),  # it has moved
             sampled_logprobs_N=batch.sampled_logprobs_N,
-            ref_logprobs_N=logprobs_N.detach() - 0.2,
+            ref_logprobs_N=now_N - 0.2,
             advantages_N=batch.advantages_N,
-            clip=CLIP,
-            is_cap=2.0,
-            kl_beta=0.1,
+            trajectory_N=batch.trajectory_N,
+            objective=Objective(self.loss_name, CLIP, is_cap=2.0, is_mask=False, kl_beta=0.1),
         )
         return (terms.loss_N * batch.weights_N).sum()
 
@@ -162,10 +163,21 @@ BUDGETS = st.sampled_from([1, 150, 400, 100_000])
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(first=origins(), second=origins(), max_tokens=BUDGETS)
+@given(
+    first=origins(),
+    second=origins(),
+    max_tokens=BUDGETS,
+    loss_name=st.sampled_from([Loss.GRPO, Loss.GSPO]),
+)
 def test_the_gradient_in_float64_is_that_of_one_by_one(
-    both_exact: Both, first: list[Origin], second: list[Origin], max_tokens: int
+    both_exact: Both,
+    first: list[Origin],
+    second: list[Origin],
+    max_tokens: int,
+    loss_name: Loss,
 ) -> None:
+    """The other losses differ from GRPO in their weights alone."""
+    both_exact.loss_name = loss_name
     groups = [both_exact.samples(1, first), both_exact.samples(2, second)]
     assert both_exact.difference(groups, max_tokens) < 1e-9
 
