@@ -93,10 +93,10 @@ class Both:
         return [replace(s, token_weight=1 / (7 * s.num_trained_tokens)) for s in built]
 
     def loss(self, logprobs_N: torch.Tensor, batch: object) -> torch.Tensor:
+        now_N = logprobs_N.detach()
         terms = token_loss(
             logprobs_N,
-            old_logprobs_N=logprobs_N.detach()
-            + 0.1 * torch.sin(7 * logprobs_N.detach()),  # it has moved
+            old_logprobs_N=now_N + 0.1 * torch.sin(7 * now_N),  # a policy that has moved
             sampled_logprobs_N=batch.sampled_logprobs_N,
             ref_logprobs_N=now_N - 0.2,
             advantages_N=batch.advantages_N,
