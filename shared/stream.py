@@ -1,6 +1,6 @@
 """The run's state in Redis: which groups were fed, which came back, and what became of each.
 
-At-least-once delivery, exactly-once effect (docs/decisions/0004). For a run, at all times,
+At-least-once delivery, exactly-once effect (docs/decisions/0009). For a run, at all times,
 
     cursor = |fates| + |outstanding|      and      appended ⊆ outstanding
 

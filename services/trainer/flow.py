@@ -9,7 +9,7 @@ def check_flow(
     max_off_policy_steps: int,
     max_outstanding: int,
 ) -> None:
-    """Check the flow settings of feeder and trainer against each other.
+    """Check the flow settings of feeder and trainer against each other (docs/decisions/0009).
 
     groups_per_step·checkpoint_every ≤ max_outstanding, because nothing is fated before the
     checkpoint that holds it, and max_outstanding ≤ groups_per_step·(max_off_policy_steps −

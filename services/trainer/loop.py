@@ -1,6 +1,6 @@
 """The trainer, read aloud: collect a batch, step, record, save, settle, publish; at the end finish.
 
-Order is the guarantee (docs/decisions/0004): a group leaves the stream only after a checkpoint
+Order is the guarantee (docs/decisions/0009): a group leaves the stream only after a checkpoint
 that has it in its weights is durable, and weights are published only after that. Killed anywhere,
 a restarted trainer finds the newest checkpoint, its own pending entries and nothing half done.
 """

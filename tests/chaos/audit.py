@@ -1,4 +1,4 @@
-"""What must hold when it is all over, whatever was killed."""
+"""What must hold when it is all over, whatever was killed: docs/decisions/0007 and 0009."""
 
 import json
 from collections import Counter

@@ -129,7 +129,7 @@ def check_training(run: Path, root: Path) -> None:
 
 
 def check_report(root: Path) -> None:
-    """Real values, in the form that is documented."""
+    """Real values, in the form of `services.local.demo_report`."""
     report = json.loads((root / "demo" / "report.json").read_bytes())
     assert report["steps"] == PLAN.trainer.max_steps
     assert report["seconds"] > 10
