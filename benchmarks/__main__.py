@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.outcome import Outcome, decode_outcome
 from benchmarks.results import Measured, read_results, refresh_table, write_result
 
-NAMES = ("cca", "zoom", "entropy", "rollout", "loop")
+NAMES = ("cca", "zoom", "entropy", "rollout", "loop", "trainer")
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import cca, entropy, loop, rollout, zoom
+from benchmarks import cca, entropy, loop, rollout, trainer, zoom
 from benchmarks.__main__ import NAMES
 from benchmarks.__main__ import main as run_all
 from benchmarks.outcome import Outcome, decode_outcome
@@ -70,6 +70,15 @@ def test_loop_says_where_the_time_goes(capsys: pytest.CaptureFixture[str], tmp_p
     assert used["policy: engine"] > 0
 
 
+def test_trainer_compares_equal_gradients(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("--view-px", 112, "--crop-px", 56, "--group-size", 4, "--thought-words", 2)
+    outcome = outcome_of(
+        trainer.main, *flags, "--repeats", 1, "--groups", 1, "--brief", capsys=capsys
+    )
+    assert outcome.detail["judged"]["gradient_difference"] < 1e-4
+    assert outcome.detail["judged"]["tokens_one_by_one_over_distinct"] > 1.5
+
+
 def test_a_name_that_is_no_benchmark_is_refused_with_those_there_are(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -80,5 +89,5 @@ def test_a_name_that_is_no_benchmark_is_refused_with_those_there_are(
 
 def test_every_benchmark_has_a_module() -> None:
     assert {sys.modules[f"benchmarks.{name}"] for name in NAMES} == {
-        cca, entropy, loop, rollout, zoom,
+        cca, entropy, loop, rollout, trainer, zoom,
     }  # fmt: skip

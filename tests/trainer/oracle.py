@@ -65,8 +65,9 @@ def collate(
     *,
     image_token_id: int,
     device: torch.device,
+    share_images: bool = True,
 ) -> MicroBatch:
-    """Pad the samples to their longest and look up each distinct image once."""
+    """Pad the samples to their longest and look up each distinct image once, or for each sample."""
     length = max(len(sample.input_ids) for sample in samples)
     input_ids_BL = torch.zeros(len(samples), length, dtype=torch.long)
     attention_mask_BL = torch.zeros(len(samples), length, dtype=torch.long)
@@ -78,7 +79,8 @@ def collate(
         trained_BL[row, :num_tokens] = torch.tensor(sample.loss_mask)
     shown = [span.image for sample in samples for span in sample.images]
     index_by_name = {name: index for index, name in enumerate(dict.fromkeys(shown))}
-    pixel_values, grid_thw = images.patches(list(index_by_name))
+    order = [index_by_name[name] for name in shown] if share_images else range(len(shown))
+    pixel_values, grid_thw = images.patches(list(index_by_name) if share_images else shown)
     rows_N, columns_N = trained_BL.nonzero(as_tuple=True)
     counts = torch.tensor([sample.num_trained_tokens for sample in samples])
     advantages = torch.tensor([sample.advantage for sample in samples])
@@ -89,7 +91,7 @@ def collate(
         image_mask_BL=(input_ids_BL == image_token_id) & attention_mask_BL.bool(),
         pixel_values=pixel_values,
         grid_thw=grid_thw,
-        image_order=torch.tensor([index_by_name[name] for name in shown], dtype=torch.long),
+        image_order=torch.tensor(order, dtype=torch.long),
         rows_N=rows_N,
         columns_N=columns_N,
         trajectory_N=torch.arange(len(samples)).repeat_interleave(counts),
