@@ -10,6 +10,7 @@ cost the same everywhere.
 """
 
 import argparse
+import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -34,7 +35,9 @@ from tests.trainer.groups import GroupBuilder
 
 AIM = ">= 3"
 CPU = torch.device("cpu")
-OBJECTIVE = Objective(Loss.GRPO, ClipRange(0.2, 0.28), is_cap=2.0, is_mask=False, kl_beta=0.0)
+OBJECTIVE = Objective(
+    Loss.GRPO, ClipRange(0.2, 0.28), is_cap=2.0, is_mask_beyond=math.inf, kl_beta=0.0
+)
 DEMO = Shape(view_px=168, num_zooms=1, thought_words=3)
 
 

@@ -7,6 +7,10 @@
 | `dapo` | per token | 1 / ΣT_i | divided by std | arXiv 2503.14476, eq. 8 |
 | `gspo` | per trajectory | 1 / (B · T_i) | divided by std | arXiv 2507.18071, eq. 5 and 7 |
 
+A loss is Σ weight · term over the tokens. Weights are known before the batch is cut up and a
+trajectory is never cut, so how it is cut does not change the sum. Ours: in all four, c corrects for
+the engine and β adds a KL, though the papers of the last three train without one.
+
 Shapes: `_N` runs over all trained tokens of some trajectories, concatenated; log-probabilities are
 in nats. π_θ is the policy being trained, π_old the trainer's own view of the policy before the
 batch's first update, μ the engine's distribution the tokens were sampled from, π_ref the initial
@@ -51,7 +55,9 @@ class TokenLoss(NamedTuple):
     kl_reference_N: Tensor
     mismatch_kl_N: Tensor
     is_clipped_N: Tensor
+    """With GSPO all tokens of a trajectory are, or none."""
     is_capped_N: Tensor
+    """c is not π_old/μ: above the cap, or left out."""
 
 
 def has_signal(rewards: Sequence[float]) -> bool:
@@ -75,31 +81,52 @@ def group_advantages(rewards: Sequence[float], *, divide: bool) -> list[float]:
 def token_weights(
     num_trained_tokens: Sequence[int], loss: Loss = Loss.GRPO, *, constant: int = 1
 ) -> list[float]:
-    """Weight of each token of each trajectory, counted before the batch is cut up.
+    """What each token of each trajectory of an optimizer batch weighs in its loss.
 
-    So the cut does not change the gradient. B is the trajectories of the whole optimizer batch,
-    T_i the trained tokens of one; `constant` takes the place of T_i in Dr. GRPO, which would
-    otherwise favour long wrong answers over short ones.
+    `grpo`, `gspo`: mean over a trajectory's tokens, then over trajectories. `dapo`: mean over all
+    tokens; the paper's eq. 8 is about one group, and here the mean runs over all groups of the
+    batch. `dr_grpo`: the published sum, over B · `constant`: no trajectory's own length may enter,
+    or a long wrong answer would be punished less per token than a short one. The constant only
+    scales the gradient; the paper's code has the generation budget there.
     """
     num_trajectories, num_tokens = len(num_trained_tokens), sum(num_trained_tokens)
     match loss:
-        case Loss.DAPO:
-            return [1.0 / num_tokens] * num_trajectories
+        case Loss.GRPO | Loss.GSPO:
+            return [1.0 / (num_trajectories * own) for own in num_trained_tokens]
         case Loss.DR_GRPO:
             return [1.0 / (num_trajectories * constant)] * num_trajectories
-        case Loss.GRPO | Loss.GSPO:
-            return [1.0 / (num_trajectories * tokens) for tokens in num_trained_tokens]
+        case Loss.DAPO:
+            return [1.0 / num_tokens] * num_trajectories
 
 
-def sequence_ratio(log_ratio_N: Tensor, trajectory_N: Tensor) -> Tensor:
-    """GSPO's s_i = exp(1/T_i · Σ_t ln π_θ/π_old), at every token of trajectory i, (N,).
+def token_ratio(trainer_logprobs_N: Tensor, old_logprobs_N: Tensor) -> Tensor:
+    """r_t = π_θ/π_old of every token."""
+    return torch.exp(trainer_logprobs_N - old_logprobs_N)
 
-    With weights 1/(B · T_i) the sum over its tokens is the objective of the trajectory over B.
+
+def sequence_ratio(
+    trainer_logprobs_N: Tensor, old_logprobs_N: Tensor, trajectory_N: Tensor
+) -> Tensor:
+    """s_i = exp(1/T_i · Σ_t ln π_θ/π_old) at every token of trajectory i; gradient s_i · ∇ln π_θ.
+
+    GSPO's objective is 1/B · Σ_i f(s_i), with f(s) = min(s·A_i, clip(s)·A_i) and the gradient
+    1/B · Σ_i f′(s_i) · s_i · 1/T_i · Σ_t ∇ln π_θ,t (eq. 5 and 7, section 4.2). Spread on tokens of
+    weight 1/(B·T_i), each with the ratio of the paper's GSPO-token (section 4.3; sg: no gradient)
+
+        ŝ_t = sg[s_i] · π_θ,t / sg[π_θ,t]
+
+    whose value is s_i and whose gradient s_i · ∇ln π_θ,t, the sum is
+    Σ_t 1/(B·T_i) · f(ŝ_t) = f(s_i)/B, and its gradient 1/(B·T_i) · Σ_t f′(s_i) · s_i · ∇ln π_θ,t:
+    both the published ones. Were s_i itself put at every token, the sum would have the same
+    gradient, but only while all have the same c: a token with c = 0 would still be trained, through
+    the ratio of the others.
     """
-    num_trajectories = int(trajectory_N[-1]) + 1
-    totals = log_ratio_N.new_zeros(num_trajectories).index_add(0, trajectory_N, log_ratio_N)
+    log_ratio_N = (trainer_logprobs_N - old_logprobs_N).detach()
+    num_trajectories = int(trajectory_N.max()) + 1
+    sums = log_ratio_N.new_zeros(num_trajectories).index_add(0, trajectory_N, log_ratio_N)
     counts = torch.bincount(trajectory_N, minlength=num_trajectories)
-    return torch.exp(totals / counts)[trajectory_N]
+    s_N = torch.exp(sums / counts)[trajectory_N]
+    return s_N * torch.exp(trainer_logprobs_N - trainer_logprobs_N.detach())
 
 
 def k3(logprobs_N: Tensor, other_logprobs_N: Tensor) -> Tensor:
@@ -112,18 +139,18 @@ def k3(logprobs_N: Tensor, other_logprobs_N: Tensor) -> Tensor:
 
 
 def importance_weights(
-    old_logprobs_N: Tensor, sampled_logprobs_N: Tensor, cap: float, *, mask: bool = False
-) -> Tensor:
-    """c = min(π_old/μ, cap), detached: corrects for the engine not being the trainer.
+    old_logprobs_N: Tensor, sampled_logprobs_N: Tensor, *, cap: float, mask_beyond: float
+) -> tuple[Tensor, Tensor]:
+    """c = min(π_old/μ, cap), and where c is not π_old/μ; detached.
 
-    With `mask`, 0 where π_old/μ lies outside [1/cap, cap]: such tokens are not trained at all.
+    It corrects for the engine not being the trainer. Where π_old/μ lies outside
+    [1/mask_beyond, mask_beyond] c is 0: engine and trainer disagree too much for the token to teach
+    anything. Such tokens stay counted in the weights, which are fixed before π_old is known.
     """
     mismatch_N = torch.exp(old_logprobs_N - sampled_logprobs_N).detach()
-    weights_N = mismatch_N.clamp(max=cap)
-    if not mask:
-        return weights_N
-    is_near_N = (mismatch_N <= cap) & (mismatch_N >= 1.0 / cap)
-    return torch.where(is_near_N, weights_N, 0.0)
+    is_out_N = (mismatch_N < 1.0 / mask_beyond) | (mismatch_N > mask_beyond)
+    weights_N = mismatch_N.clamp(max=cap).masked_fill(is_out_N, 0.0)
+    return weights_N, is_out_N | (mismatch_N > cap)
 
 
 def clipped_objective(
@@ -142,8 +169,8 @@ class Objective(NamedTuple):
     clip: ClipRange
     is_cap: float
     """Cap of π_old/μ."""
-    is_mask: bool
-    """Leave tokens beyond the cap out, on either side."""
+    is_mask_beyond: float
+    """c = 0 where π_old/μ lies outside [1/x, x]; infinity leaves no token out."""
     kl_beta: float
 
 
@@ -157,18 +184,22 @@ def token_loss(
     trajectory_N: Tensor,
     objective: Objective,
 ) -> TokenLoss:
-    """L = −c · min(rA, clip(r)·A) + β · k3(π_θ‖π_ref) per token, r = π_θ/π_old.
+    """L = −c · min(rA, clip(r)·A) + β · k3(π_θ‖π_ref) per token; r is the token's, GSPO's s_i.
 
     With one update per batch the caller passes `trainer_logprobs_N.detach()` as old: r is 1, its
     gradient is that of ln π_θ, and clipping is inert. `ref_logprobs_N` is None when β is 0.
+    `trajectory_N` (int64) says to which of the trajectories at hand, each of them whole, a token
+    belongs. A token that c leaves out keeps its KL.
     """
-    log_ratio_N = trainer_logprobs_N - old_logprobs_N
     if objective.loss is Loss.GSPO:
-        ratio_N = sequence_ratio(log_ratio_N, trajectory_N)
+        ratio_N = sequence_ratio(trainer_logprobs_N, old_logprobs_N, trajectory_N)
     else:
-        ratio_N = torch.exp(log_ratio_N)
-    weights_N = importance_weights(
-        old_logprobs_N, sampled_logprobs_N, objective.is_cap, mask=objective.is_mask
+        ratio_N = token_ratio(trainer_logprobs_N, old_logprobs_N)
+    weights_N, is_capped_N = importance_weights(
+        old_logprobs_N,
+        sampled_logprobs_N,
+        cap=objective.is_cap,
+        mask_beyond=objective.is_mask_beyond,
     )
     objective_N, is_clipped_N = clipped_objective(ratio_N, advantages_N, objective.clip)
     loss_N = -weights_N * objective_N
@@ -177,11 +208,10 @@ def token_loss(
     else:
         kl_reference_N = k3(trainer_logprobs_N, ref_logprobs_N)
         loss_N = loss_N + objective.kl_beta * kl_reference_N
-    mismatch_N = torch.exp(old_logprobs_N - sampled_logprobs_N)
     return TokenLoss(
         loss_N=loss_N,
         kl_reference_N=kl_reference_N.detach(),
         mismatch_kl_N=k3(sampled_logprobs_N, old_logprobs_N).detach(),
         is_clipped_N=is_clipped_N.detach(),
-        is_capped_N=(mismatch_N > objective.is_cap).detach(),
+        is_capped_N=is_capped_N,
     )

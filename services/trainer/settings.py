@@ -1,5 +1,6 @@
 """Settings of the trainer: what it trains, on what, how boldly, and where it keeps things."""
 
+import math
 from pathlib import Path
 from typing import Literal, Self
 
@@ -45,21 +46,24 @@ class TrainerSettings(ServiceSettings):
     # -- the loss (METHOD.md, GRPO) -------------------------------------------------------------
     loss: Literal["grpo", "dr_grpo", "dapo", "gspo"] = "grpo"
     """GRPO as in the paper; Dr. GRPO; DAPO's token-level mean; GSPO's ratio per trajectory."""
-    advantage_division: bool = True
-    """Divide centred rewards by their standard deviation (+ 1e-4); Dr. GRPO never does."""
-    dr_grpo_tokens: int = Field(default=512, ge=1)
-    """Dr. GRPO's constant in place of a trajectory's length: its largest number of tokens."""
+    advantage_division: bool | None = None
+    """Divide a group's centred rewards by their standard deviation (+ 1e-4); unset means yes,
+    except for Dr. GRPO, which never does."""
+    dr_grpo_tokens: int = Field(default=2560, ge=1)
+    """Dr. GRPO's constant in place of a trajectory's length: the most tokens that the policy may
+    sample in one; the rollout workers' defaults are five turns of 512."""
     kl_beta: float = Field(default=0.001, ge=0.0)
     """β, weight of the KL to the initial policy; 0 loads no reference."""
-    clip_low: float = Field(default=0.2, ge=0.0, lt=1.0)
-    """The ratio π_θ/π_old is clipped at 1 − clip_low; inert while updates_per_batch is 1.
-    GSPO wants about 3e-4: its ratios are means over a trajectory."""
-    clip_high: float = Field(default=0.28, ge=0.0)
-    """The ratio π_θ/π_old is clipped at 1 + clip_high; inert while updates_per_batch is 1."""
+    clip_low: float | None = Field(default=None, ge=0.0, lt=1.0)
+    """The ratio π_θ/π_old is clipped at 1 − clip_low; unset means 0.2, with GSPO 0.0003. Inert
+    while updates_per_batch is 1."""
+    clip_high: float | None = Field(default=None, ge=0.0)
+    """The ratio π_θ/π_old is clipped at 1 + clip_high; unset means 0.28, with GSPO 0.0004. Inert
+    while updates_per_batch is 1."""
     is_cap: float = Field(default=2.0, gt=0.0)
     """Cap of the importance weight π_old/μ of trainer over engine."""
-    is_mask: bool = False
-    """Leave out tokens whose π_old/μ is outside [1/is_cap, is_cap], instead of capping only."""
+    is_mask_beyond: float = Field(default=math.inf, gt=1.0)
+    """A token whose π_old/μ lies outside [1/x, x] adds nothing but its KL; inf leaves none out."""
     updates_per_batch: int = Field(default=1, ge=1)
     """Optimizer updates on one batch. At 1 the ratio is 1 and clipping does nothing."""
 
@@ -112,10 +116,30 @@ class TrainerSettings(ServiceSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _dr_grpo_never_divides(self) -> Self:
+        if self.loss == "dr_grpo" and self.advantage_division:
+            raise ValueError(
+                "advantage_division contradicts loss dr_grpo, which is GRPO without it: "
+                "leave it unset, or choose loss grpo"
+            )
+        return self
+
     @property
     def divides_advantages(self) -> bool:
         """Whether centred rewards are divided by their standard deviation."""
-        return self.advantage_division and self.loss != "dr_grpo"
+        if self.advantage_division is None:
+            return self.loss != "dr_grpo"
+        return self.advantage_division
+
+    @property
+    def clip_bounds(self) -> tuple[float, float]:
+        """How far below and above 1 the ratio may go; those of GSPO are from its section 5.1."""
+        low, high = (3e-4, 4e-4) if self.loss == "gspo" else (0.2, 0.28)
+        return (
+            low if self.clip_low is None else self.clip_low,
+            high if self.clip_high is None else self.clip_high,
+        )
 
     @property
     def run_folder(self) -> Path:

@@ -99,9 +99,9 @@ class Learner:
         self._settings = settings
         self._objective = Objective(
             loss=Loss(settings.loss),
-            clip=ClipRange(settings.clip_low, settings.clip_high),
+            clip=ClipRange(*settings.clip_bounds),
             is_cap=settings.is_cap,
-            is_mask=settings.is_mask,
+            is_mask_beyond=settings.is_mask_beyond,
             kl_beta=settings.kl_beta,
         )
         self._device = next(policy.parameters()).device

@@ -1,5 +1,7 @@
 """METHOD.md's formulas against hand-computed values and independent numpy."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -70,17 +72,19 @@ def test_k3_estimates_the_kl_of_what_was_drawn() -> None:
 
 def test_importance_weights_are_capped_above_only_and_carry_no_gradient() -> None:
     old = torch.log(torch.tensor([0.8, 0.2, 0.3])).requires_grad_()
-    weights = importance_weights(old, torch.log(torch.tensor([0.1, 0.4, 0.3])), cap=2.0)
+    sampled = torch.log(torch.tensor([0.1, 0.4, 0.3]))
+    weights, is_capped = importance_weights(old, sampled, cap=2.0, mask_beyond=math.inf)
     torch.testing.assert_close(weights, torch.tensor([2.0, 0.5, 1.0]))
+    assert is_capped.tolist() == [True, False, False]
     assert not weights.requires_grad
 
 
-def test_tokens_out_of_range_can_be_left_out_on_either_side() -> None:
-    old = torch.log(torch.tensor([0.8, 0.2, 0.3, 0.59, 0.16]))
-    weights = importance_weights(
-        old, torch.log(torch.tensor([0.1, 0.5, 0.3, 0.3, 0.3])), cap=2.0, mask=True
-    )
-    torch.testing.assert_close(weights, torch.tensor([0.0, 0.0, 1.0, 0.59 / 0.3, 0.16 / 0.3]))
+def test_tokens_out_of_range_are_left_out_on_either_side() -> None:
+    old = torch.log(torch.tensor([0.8, 0.1, 0.3, 0.59, 0.3]))
+    sampled = torch.log(torch.tensor([0.1, 0.4, 0.3, 0.2, 0.59]))
+    weights, is_capped = importance_weights(old, sampled, cap=2.0, mask_beyond=3.0)
+    torch.testing.assert_close(weights, torch.tensor([0.0, 0.0, 1.0, 2.0, 0.3 / 0.59]))
+    assert is_capped.tolist() == [True, True, False, True, False]
 
 
 @pytest.mark.parametrize(
@@ -112,7 +116,7 @@ def test_the_whole_token_loss_agrees_with_numpy() -> None:
         ref_logprobs_N=torch.tensor(ref),
         advantages_N=torch.tensor(advantages),
         trajectory_N=torch.zeros(50, dtype=torch.long),
-        objective=Objective(Loss.GRPO, CLIP, is_cap=2.0, is_mask=False, kl_beta=0.1),
+        objective=Objective(Loss.GRPO, CLIP, is_cap=2.0, is_mask_beyond=math.inf, kl_beta=0.1),
     )
     ratio = np.exp(theta - old)
     objective = np.minimum(ratio * advantages, np.clip(ratio, 0.8, 1.28) * advantages)
@@ -135,7 +139,7 @@ def test_with_one_update_the_gradient_is_that_of_weighted_logprobs_and_nothing_c
         ref_logprobs_N=None,
         advantages_N=advantages,
         trajectory_N=torch.zeros(3, dtype=torch.long),
-        objective=Objective(Loss.GRPO, CLIP, is_cap=2.0, is_mask=False, kl_beta=0.0),
+        objective=Objective(Loss.GRPO, CLIP, is_cap=2.0, is_mask_beyond=math.inf, kl_beta=0.0),
     )
     terms.loss_N.sum().backward()
     c = np.minimum(np.exp(theta.detach().numpy() - mu.numpy()), 2.0)

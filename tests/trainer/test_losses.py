@@ -93,7 +93,9 @@ def trained(loss: Loss, logprobs: torch.Tensor, old: np.ndarray) -> torch.Tensor
         ref_logprobs_N=None,
         advantages_N=torch.tensor(ADVANTAGES, dtype=torch.float64).repeat_interleave(counts),
         trajectory_N=torch.arange(len(LENGTHS)).repeat_interleave(counts),
-        objective=Objective(loss, ClipRange(LOW, HIGH), is_cap=2.0, is_mask=False, kl_beta=0.0),
+        objective=Objective(
+            loss, ClipRange(LOW, HIGH), is_cap=2.0, is_mask_beyond=math.inf, kl_beta=0.0
+        ),
     )
     weights = token_weights(LENGTHS, loss, constant=CONSTANT)
     weights_N = torch.tensor(weights, dtype=torch.float64).repeat_interleave(counts)

@@ -1,5 +1,6 @@
 """Trees of tokens: how they lie, what they save, and that the gradient is that of one by one."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -101,7 +102,9 @@ class Both:
             ref_logprobs_N=now_N - 0.2,
             advantages_N=batch.advantages_N,
             trajectory_N=batch.trajectory_N,
-            objective=Objective(self.loss_name, CLIP, is_cap=2.0, is_mask=False, kl_beta=0.1),
+            objective=Objective(
+                self.loss_name, CLIP, is_cap=2.0, is_mask_beyond=math.inf, kl_beta=0.1
+            ),
         )
         return (terms.loss_N * batch.weights_N).sum()
 
