@@ -1,5 +1,6 @@
 """Fixtures that several parts share: real servers on loopback, stopped by their fixture."""
 
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,15 @@ pytest_plugins = ["tests.fixtures_policy"]
 # How long an example takes says more of the machine than of the code.
 hypothesis.settings.register_profile("medvr", deadline=None)
 hypothesis.settings.load_profile("medvr")
+
+
+def pytest_configure() -> None:
+    """Ctrl-C and hang-up mean what they mean in a shell, also under `nohup … &`.
+
+    Started so, they are ignored, and whatever a test starts would inherit that.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)
