@@ -64,6 +64,15 @@ class Arm:
     groups: list[TrajectoryGroup] = field(default_factory=list[TrajectoryGroup])
     cpu_s: list[float] = field(default_factory=list[float])
     """Of policy, zoom and cca, for each measurement."""
+    registry: CollectorRegistry = field(default_factory=CollectorRegistry)
+
+    def __post_init__(self) -> None:
+        self.metrics = RolloutMetrics(self.registry)
+
+    @property
+    def num_displaced(self) -> float:
+        """Branches that were begun and given up."""
+        return self.registry.get_sample_value("medvr_rollout_displaced_branches_total") or 0.0
 
 
 @dataclass
@@ -94,7 +103,6 @@ class Measurement:
         self._services = services
         self._problems = iter(problems)
         self._pids = pids
-        self._metrics = RolloutMetrics(CollectorRegistry())
         self._num_made = 0
         self.cache = CacheCount()
 
@@ -103,7 +111,7 @@ class Measurement:
         tasks = [self._next_task() for _ in range(in_flight)]
         before_s, started = self._cpu_s(), time.perf_counter()
         groups = await asyncio.gather(
-            *(make_group(task, self._services, arm.settings, self._metrics) for task in tasks)
+            *(make_group(task, self._services, arm.settings, arm.metrics) for task in tasks)
         )
         seconds = time.perf_counter() - started
         arm.cpu_s.append(self._cpu_s() - before_s)
@@ -184,6 +192,7 @@ def describe_arm(arm: Arm) -> dict[str, float]:
     return {
         "groups": len(arm.groups),
         "branches_per_group": sum(t.parent_id is not None for t in trajectories) / len(arm.groups),
+        "displaced_per_group": arm.num_displaced / len(arm.groups),
         "turns": sum(len(t.turns) for t in trajectories) / num,
         "tokens": sum(t.num_sampled_tokens for t in trajectories) / num,
         "tokens_sampled": sampled / num,

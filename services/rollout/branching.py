@@ -6,17 +6,24 @@ at which a call would be written if every trajectory sampled one token per tick 
 the moment its call was written. Servers that batch come close to it, so a branch can start at
 once and is rarely overtaken by an earlier draw that becomes known later. Whatever the timing, the
 branches of a group are those of `drawn_forks` over all its calls, then `filled_forks`.
+
+`wanted_branches` says the same of the calls known so far. As calls become known,
+
+* a branch that is no longer wanted never is again, so that giving one up is final;
+* a branch never changes its origin: while there is budget to fill, every successful draw is drawn,
+  so no call that a branch fills is drawn later;
+* calls of branches that fill are no points of the group, so it waits for bases and drawn branches.
 """
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from enum import StrEnum
 from typing import NamedTuple
 
 import msgspec
 
-from shared.trajectory import ForkDecision
+from shared.trajectory import ForkDecision, ForkOrigin
 
 
 class BranchingArm(StrEnum):
@@ -80,6 +87,21 @@ class FilledFork(NamedTuple):
 
     point: ForkPoint
     copy: int
+
+
+class Branch(NamedTuple):
+    """A branch that its group should have."""
+
+    point: ForkPoint
+    copy: int
+    """Of the branches at its call, from 1."""
+    origin: ForkOrigin
+    """Drawn or filled."""
+
+    @property
+    def trajectory_id(self) -> str:
+        """The id of the branch, not of the trajectory it is cut from."""
+        return branch_id(self.point.trajectory_id, self.point.call_index, self.copy)
 
 
 def branch_id(trajectory_id: str, call_index: int, copy: int = 1) -> str:
@@ -151,7 +173,7 @@ def filled_forks(
     """The fill pass: `num_missing` more branches, at the calls not branched yet in descending ΔH.
 
     Then second branches, third ones and so on, in turn over all calls in the same order. `points`
-    are the calls of the trajectories that exist; empty if there are none to branch at.
+    are the calls of bases and drawn branches; empty if there are none to branch at.
     """
     by_increase = sorted(points, key=lambda p: (-p.decision.entropy_increase_nats, p.order))
     branched = {point.order for point in drawn}
@@ -159,3 +181,17 @@ def filled_forks(
     rounds = (FilledFork(point, copy) for copy in itertools.count(2) for point in by_increase)
     more = rounds if by_increase else ()
     return list(itertools.islice(itertools.chain(first, more), num_missing))
+
+
+def wanted_branches(
+    points: Collection[ForkPoint], base_ids: Collection[str], budget: int, *, all_known: bool
+) -> list[Branch]:
+    """Both passes over the calls known so far; second branches at a call once all are known."""
+    drawn = drawn_forks(points, base_ids, budget)
+    branches = [Branch(point, 1, ForkOrigin.DRAWN) for point in drawn]
+    open_to_branches = {*base_ids, *(branch.trajectory_id for branch in branches)}
+    candidates = [point for point in points if point.trajectory_id in open_to_branches]
+    for point, copy in filled_forks(candidates, drawn, budget - len(drawn)):
+        if copy == 1 or all_known:
+            branches.append(Branch(point, copy, ForkOrigin.FILLED))
+    return branches

@@ -16,14 +16,12 @@ from collections.abc import Callable
 import msgspec
 
 from services.rollout.branching import (
+    Branch,
     BranchingArm,
     BranchingSettings,
-    FilledFork,
     ForkPoint,
-    branch_id,
     decide,
-    drawn_forks,
-    filled_forks,
+    wanted_branches,
 )
 from shared.agent.environment import OpenedProblem, Policy, Zoom
 from shared.agent.episode import CallMade, EpisodeSettings, OnCall, Prefix, run_episode
@@ -87,9 +85,8 @@ class _GroupRollout:
         self._budget = branching.group_size - branching.num_base
         self._points: dict[tuple[str, int], ForkPoint] = {}
         self._prefixes: dict[tuple[str, int], Prefix] = {}
-        self._drawn: list[ForkPoint] = []
-        self._branches: set[str] = set()
-        """Ids of the branches that are wanted by what is known."""
+        self._branches: dict[str, Branch] = {}
+        """By id, those that are wanted by what is known: they run or have ended."""
         self._all_known = False
         """Whether every trajectory that can be branched from has ended."""
         self._running: dict[str, asyncio.Task[None]] = {}
@@ -113,35 +110,25 @@ class _GroupRollout:
 
     def _reconcile(self) -> None:
         """Start the branches that are wanted now, give up those that no longer are."""
-        self._drawn = drawn_forks(self._points.values(), self._base_ids, self._budget)
-        wanted = {
-            branch_id(point.trajectory_id, point.call_index): (point, ForkOrigin.DRAWN)
-            for point in self._drawn
-        }
-        for point, copy in self._fills():
-            filling = branch_id(point.trajectory_id, point.call_index, copy)
-            wanted[filling] = (point, ForkOrigin.FILLED)
-        for trajectory_id in self._branches - wanted.keys():
+        branches = wanted_branches(
+            self._points.values(), self._base_ids, self._budget, all_known=self._all_known
+        )
+        wanted = {branch.trajectory_id: branch for branch in branches}
+        for trajectory_id in self._branches.keys() - wanted.keys():
             self._give_up(trajectory_id)
-        for trajectory_id in [i for i in wanted if i not in self._branches]:
-            self._branch(trajectory_id, *wanted[trajectory_id])
-        self._branches = set(wanted)
-
-    def _fills(self) -> list[FilledFork]:
-        """What fills the budget; second branches at a call only when all calls are known."""
-        num_missing = self._budget - len(self._drawn)
-        open_to = self._open_to_branches()
-        points = [point for point in self._points.values() if point.trajectory_id in open_to]
-        forks = filled_forks(points, self._drawn, num_missing)
-        return [fork for fork in forks if fork.copy == 1 or self._all_known]
+        for branch in branches:
+            if branch.trajectory_id not in self._branches:
+                self._branch(branch)
+        self._branches = wanted
 
     def _open_to_branches(self) -> set[str]:
         """Bases and drawn branches: at their calls others are cut."""
-        drawn = (branch_id(point.trajectory_id, point.call_index) for point in self._drawn)
+        branches = self._branches.values()
+        drawn = (b.trajectory_id for b in branches if b.origin is ForkOrigin.DRAWN)
         return {*self._base_ids, *drawn}
 
     def _give_up(self, trajectory_id: str) -> None:
-        """Cancel a branch and forget it; nothing that stays came of it."""
+        """Cancel a branch and forget it, with its calls; no branch that stays was cut from it."""
         self._running.pop(trajectory_id).cancel()
         self._finished.pop(trajectory_id, None)
         for key in [key for key in self._points if key[0] == trajectory_id]:
@@ -150,7 +137,7 @@ class _GroupRollout:
             self._on_displaced()
 
     def _settle_if_all_known(self) -> None:
-        """When no further call can come: fill the budget, with bases if nobody called the tool."""
+        """Fill the budget when no further call can come, with bases if nobody called the tool."""
         if self._all_known or not self._open_to_branches() <= self._finished.keys():
             return
         self._all_known = True
@@ -164,12 +151,13 @@ class _GroupRollout:
     def _base_id(self, index: int) -> str:
         return f"{self._group_id}/b{index:02d}"
 
-    def _branch(self, trajectory_id: str, point: ForkPoint, origin: ForkOrigin) -> None:
+    def _branch(self, branch: Branch) -> None:
+        point = branch.point
         prefix = self._prefixes[point.trajectory_id, point.call_index]
         inherited = sum(len(turn.generation.token_ids) for turn in prefix.turns)
         inherited += len(prefix.generation.token_ids)
-        self._started_at[trajectory_id] = point.clock - inherited
-        self._start(trajectory_id, origin, prefix)
+        self._started_at[branch.trajectory_id] = point.clock - inherited
+        self._start(branch.trajectory_id, branch.origin, prefix)
 
     def _start(self, trajectory_id: str, origin: ForkOrigin, prefix: Prefix | None = None) -> None:
         opens_others = origin in (ForkOrigin.BASE, ForkOrigin.DRAWN)
@@ -217,7 +205,11 @@ class _GroupRollout:
 
     def trajectories(self) -> list[Trajectory]:
         """All of them with their fork decisions, in an order that timing has no part in."""
-        drawn = {(point.trajectory_id, point.call_index) for point in self._drawn}
+        drawn = {
+            (branch.point.trajectory_id, branch.point.call_index)
+            for branch in self._branches.values()
+            if branch.origin is ForkOrigin.DRAWN
+        }
         recorded: dict[str, Trajectory] = {}
         for trajectory_id in sorted(self._finished, key=lambda i: (i.count("/"), i)):
             trajectory = self._finished[trajectory_id]

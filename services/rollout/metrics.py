@@ -32,7 +32,7 @@ class RolloutMetrics:
         )
         self.displaced = Counter(
             "medvr_rollout_displaced_branches",
-            "Branches given up because an earlier draw became known later.",
+            "Branches given up for others whose calls became known later.",
             registry=registry,
         )
         self.turns = Counter("medvr_rollout_turns", "Turns sampled.", registry=registry)

@@ -1,6 +1,6 @@
 """The real zoom and cca apps around a scripted policy, in process: where a rollout is played."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +12,12 @@ from PIL import Image
 from services.cca.app import create_app as create_cca
 from services.cca.settings import CcaSettings
 from services.rollout.attempt import Services
+from services.rollout.branching import BranchingSettings
+from services.rollout.group import roll_out
 from services.zoom.app import create_app as create_zoom
 from services.zoom.settings import ZoomSettings
 from shared.agent.environment import OpenedProblem, open_problem
+from shared.agent.episode import EpisodeSettings
 from shared.blobs import BlobStore
 from shared.clients.cca import CcaClient
 from shared.clients.http import Retries
@@ -23,10 +26,20 @@ from shared.clients.zoom import ZoomClient
 from shared.geometry import ImageSize
 from shared.problem import AnswerKind, Problem
 from shared.render import encode_png
+from shared.trajectory import ForkOrigin, Trajectory
 from tests.rollout.scripted_policy import ScriptedPolicy, scripted_app
 
 IMAGE_SIZE = ImageSize(336, 336)
 """Twice the view: a box of the original has twice the coordinates the policy wrote."""
+
+EPISODE = EpisodeSettings(max_turns=4, max_turn_tokens=200)
+ALWAYS = BranchingSettings(group_size=4, base_probability=1.0)
+"""Every candidate forks."""
+NEVER = BranchingSettings(group_size=4, base_probability=0.0, entropy_gain=1e-9)
+"""Candidates exist, but no draw succeeds."""
+SURE, UNSURE = 0.1, 1.25
+"""Entropies inside a box: below and above that of the words before it."""
+BOX = (21, 21, 63, 63)
 
 
 def store_image(blobs: BlobStore) -> str:
@@ -96,3 +109,27 @@ async def set_stage(folder: Path) -> AsyncIterator[Stage]:
             cca=CcaClient("http://cca", cca, retries=once),
         )
         yield Stage(script, services, make_problem(store_image(blobs)), crops)
+
+
+async def play(
+    stage: Stage,
+    branching: BranchingSettings = ALWAYS,
+    *,
+    group_id: str = "g",
+    on_displaced: Callable[[], None] | None = None,
+) -> dict[str, Trajectory]:
+    trajectories = await roll_out(
+        stage.services.policy,
+        stage.services.zoom,
+        await stage.open(),
+        group_id=group_id,
+        episode=EPISODE,
+        branching=branching,
+        on_displaced=on_displaced,
+    )
+    assert len({t.trajectory_id for t in trajectories}) == len(trajectories)
+    return {t.trajectory_id: t for t in trajectories}
+
+
+def origins(trajectories: dict[str, Trajectory]) -> dict[str, ForkOrigin]:
+    return {name: t.origin for name, t in trajectories.items()}

@@ -1,4 +1,5 @@
 import itertools
+import random
 import statistics
 
 import pytest
@@ -6,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.rollout.branching import (
+    Branch,
     BranchingArm,
     BranchingSettings,
     ForkPoint,
@@ -16,8 +18,9 @@ from services.rollout.branching import (
     filled_forks,
     fork_probability,
     is_candidate,
+    wanted_branches,
 )
-from shared.trajectory import ForkDecision
+from shared.trajectory import ForkDecision, ForkOrigin
 
 EVR = BranchingSettings()
 RANDOM = BranchingSettings(arm=BranchingArm.RANDOM)
@@ -161,6 +164,76 @@ def test_the_fill_takes_unbranched_calls_in_descending_increase_then_goes_round(
 
 def test_there_is_nothing_to_fill_where_nobody_called() -> None:
     assert filled_forks([], [], num_missing=8) == []
+
+
+def test_second_branches_at_a_call_are_wanted_only_when_all_calls_are_known() -> None:
+    low = point("a", clock=1, increase=0.2, is_drawn=False)
+    high = point("b", clock=2, increase=0.4, is_drawn=False)
+
+    def wanted(all_known: bool) -> list[str]:
+        branches = wanted_branches([low, high], "ab", budget=4, all_known=all_known)
+        return [branch.trajectory_id for branch in branches]
+
+    assert wanted(all_known=False) == ["b/0", "a/0"]
+    assert wanted(all_known=True) == ["b/0", "a/0", "b/0.2", "a/0.2"]
+
+
+def calls_to_come(world: int, trajectory_id: str, begun_at: int = 0) -> list[ForkPoint]:
+    """What a trajectory of an imagined group will call; the same whenever it is asked."""
+    source = random.Random(f"{world}:{trajectory_id}")
+    gaps = [source.randint(1, 40) for _ in range(source.randint(0, 3))]
+    return [
+        point(
+            trajectory_id,
+            index,
+            clock=begun_at + sum(gaps[: index + 1]),
+            increase=source.choice([-0.5, 0.0, 0.5, 1.5]),
+            is_drawn=source.random() < 0.4,
+        )
+        for index in range(len(gaps))
+    ]
+
+
+def both_passes(world: int, base_ids: str, budget: int) -> list[Branch]:
+    """One after the other: the fill only when everything that is drawn has made its calls."""
+    points = [call for name in base_ids for call in calls_to_come(world, name)]
+    num_ended = 0
+    while num_ended < len(drawn := drawn_forks(points, base_ids, budget)):
+        fork = drawn[num_ended]
+        name = branch_id(fork.trajectory_id, fork.call_index)
+        points += calls_to_come(world, name, fork.clock)
+        num_ended += 1
+    filled = filled_forks(points, drawn, budget - len(drawn))
+    return [Branch(fork, 1, ForkOrigin.DRAWN) for fork in drawn] + [
+        Branch(fork.point, fork.copy, ForkOrigin.FILLED) for fork in filled
+    ]
+
+
+@given(st.integers(0), st.integers(0, 8), st.randoms())
+def test_what_is_wanted_in_the_end_are_both_passes_in_whatever_order_calls_become_known(
+    world: int, budget: int, source: random.Random
+) -> None:
+    to_come = {name: calls_to_come(world, name) for name in "abcd"}
+    points: list[ForkPoint] = []
+    wanted: dict[str, Branch] = {}
+    given_up: set[str] = set()
+    while talkative := [name for name, calls in to_come.items() if calls]:
+        points.append(to_come[source.choice(talkative)].pop(0))
+        branches = wanted_branches(points, "abcd", budget, all_known=False)
+        now = {branch.trajectory_id: branch for branch in branches}
+        given_up |= wanted.keys() - now.keys()
+        assert not given_up & now.keys(), "what was given up is never wanted again"
+        kept = now.keys() & wanted.keys()
+        assert all(now[name].origin is wanted[name].origin for name in kept)
+        for name in now.keys() - wanted.keys():
+            to_come[name] = calls_to_come(world, name, now[name].point.clock)
+        for name in given_up & to_come.keys():
+            del to_come[name]
+        points = [call for call in points if call.trajectory_id not in given_up]
+        wanted = now
+    settled = wanted_branches(points, "abcd", budget, all_known=True)
+    assert settled == both_passes(world, "abcd", budget)
+    assert wanted.keys() <= {branch.trajectory_id for branch in settled}
 
 
 def test_the_id_of_a_branch_spells_its_ancestry() -> None:

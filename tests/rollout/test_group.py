@@ -1,52 +1,23 @@
 import asyncio
 import itertools
-import random
 from collections import Counter
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
 from services.rollout.branching import BranchingArm, BranchingSettings, branch_id, draw_at
-from services.rollout.group import roll_out, trajectory_seed
-from shared.agent.episode import EpisodeSettings, turn_seed
 from shared.errors import PolicyError
 from shared.trajectory import ForkOrigin, StopReason, Trajectory, Turn
 from tests.rollout.scripted_policy import Word, answer, improvise, look, rest_of_look, words
-from tests.rollout.stage import Stage, set_stage
-
-EPISODE = EpisodeSettings(max_turns=4, max_turn_tokens=200)
-ALWAYS = BranchingSettings(group_size=4, base_probability=1.0)
-"""Every candidate forks."""
-NEVER = BranchingSettings(group_size=4, base_probability=0.0, entropy_gain=1e-9)
-"""Candidates exist, but no draw succeeds."""
-SURE, UNSURE = 0.1, 1.25
-"""Entropies inside a box: below and above that of the words before it."""
-BOX = (21, 21, 63, 63)
-
-
-async def play(
-    stage: Stage,
-    branching: BranchingSettings = ALWAYS,
-    *,
-    group_id: str = "g",
-    on_displaced: Callable[[], None] | None = None,
-) -> dict[str, Trajectory]:
-    trajectories = await roll_out(
-        stage.services.policy,
-        stage.services.zoom,
-        await stage.open(),
-        group_id=group_id,
-        episode=EPISODE,
-        branching=branching,
-        on_displaced=on_displaced,
-    )
-    assert len({t.trajectory_id for t in trajectories}) == len(trajectories)
-    return {t.trajectory_id: t for t in trajectories}
-
-
-def origins(trajectories: dict[str, Trajectory]) -> dict[str, ForkOrigin]:
-    return {name: t.origin for name, t in trajectories.items()}
+from tests.rollout.stage import (
+    BOX,
+    SURE,
+    UNSURE,
+    Stage,
+    origins,
+    play,
+    set_stage,
+)
 
 
 def decisions(trajectory: Trajectory) -> list:
@@ -237,127 +208,6 @@ def fork_record_is_consistent(trajectory: Trajectory, trajectories: dict[str, Tr
         assert is_first
         assert call.fork.branched
     return ours.token_ids[:cut] == theirs.token_ids[:cut]
-
-
-async def test_a_branch_starts_the_moment_its_fork_is_known(stage: Stage) -> None:
-    for name in ("g/b00", "g/b01"):
-        stage.script.rehearse(name, look(BOX, inside=UNSURE), answer("A"))
-    branch_seeds = {turn_seed(trajectory_seed(f"g/b0{i}/0"), 0) for i in range(2)}
-    last_turns = {turn_seed(trajectory_seed(f"g/b0{i}"), 1) for i in range(2)}
-    gate = asyncio.Event()
-
-    async def wait_for_the_branches(seed: int) -> None:
-        if seed in last_turns:
-            await asyncio.wait_for(gate.wait(), 20)
-        elif branch_seeds <= {request.seed for request in stage.script.requests}:
-            gate.set()
-
-    stage.script.before_turn = wait_for_the_branches
-    trajectories = await play(stage)
-    assert Counter(origins(trajectories).values()) == {ForkOrigin.BASE: 2, ForkOrigin.DRAWN: 2}
-
-
-async def test_a_draw_that_becomes_known_late_takes_the_place_of_a_later_one(stage: Stage) -> None:
-    """By clock b01's call comes before the second one of b00, but it is answered long after it."""
-    stage.script.rehearse("g/b00", look(BOX, inside=UNSURE), look(BOX, inside=UNSURE), answer("A"))
-    stage.script.rehearse("g/b01", look(BOX, inside=UNSURE), answer("A"))
-    for name in ("g/b00/0", "g/b01/0"):
-        stage.script.rehearse(name, rest_of_look(BOX), answer("A"))
-    slow = turn_seed(trajectory_seed("g/b01"), 0)
-    given_up = turn_seed(trajectory_seed("g/b00/1"), 1)
-    gate, never = asyncio.Event(), asyncio.Event()
-
-    async def hold(seed: int) -> None:
-        if seed == slow:
-            await asyncio.wait_for(gate.wait(), 20)
-        elif seed == given_up:
-            gate.set()
-            await never.wait()
-
-    stage.script.before_turn = hold
-    displaced: list[int] = []
-    trajectories = await play(stage, on_displaced=lambda: displaced.append(1))
-    assert set(trajectories) == {"g/b00", "g/b01", "g/b00/0", "g/b01/0"}
-    assert displaced == [1]
-    first, second = decisions(trajectories["g/b00"])
-    assert (first.branched, second.branched) == (True, False)
-    assert second.draw < second.probability, "it had been drawn, but the budget went elsewhere"
-
-
-async def test_a_branch_that_fills_the_budget_starts_before_all_calls_are_known(
-    stage: Stage,
-) -> None:
-    for name in ("g/b00", "g/b01"):
-        stage.script.rehearse(name, look(BOX, inside=UNSURE), answer("A"))
-    filling = {turn_seed(trajectory_seed(f"g/b0{i}/0"), 0) for i in range(2)}
-    last_turns = {turn_seed(trajectory_seed(f"g/b0{i}"), 1) for i in range(2)}
-    gate = asyncio.Event()
-
-    async def wait_for_the_branches(seed: int) -> None:
-        if seed in last_turns:
-            await asyncio.wait_for(gate.wait(), 20)
-        elif filling <= {request.seed for request in stage.script.requests}:
-            gate.set()
-
-    stage.script.before_turn = wait_for_the_branches
-    trajectories = await play(stage, NEVER)
-    assert Counter(origins(trajectories).values()) == {ForkOrigin.BASE: 2, ForkOrigin.FILLED: 2}
-
-
-@pytest.mark.parametrize("late", [ALWAYS, NEVER], ids=["drawn", "of a higher increase"])
-async def test_a_filling_branch_gives_way_to_a_call_that_becomes_known_late(
-    stage: Stage, late: BranchingSettings
-) -> None:
-    """b00's two calls are no candidates; they fill both places until b01's call is known."""
-    stage.script.rehearse("g/b00", look(BOX, inside=SURE), look(BOX, inside=SURE), answer("A"))
-    stage.script.rehearse("g/b01", look(BOX, inside=UNSURE), answer("A"))
-    for name in ("g/b00/0", "g/b00/1", "g/b01/0"):
-        first_turn = 1 if name == "g/b00/1" else 0
-        stage.script.rehearse(name, rest_of_look(BOX), answer("A"), first_turn=first_turn)
-    slow = turn_seed(trajectory_seed("g/b01"), 0)
-    begun = {turn_seed(trajectory_seed(f"g/b00/{i}"), i) for i in range(2)}
-    gate = asyncio.Event()
-
-    async def hold(seed: int) -> None:
-        if begun <= {request.seed for request in stage.script.requests}:
-            gate.set()
-        if seed == slow:
-            await asyncio.wait_for(gate.wait(), 20)
-
-    stage.script.before_turn = hold
-    displaced: list[int] = []
-    trajectories = await play(stage, late, on_displaced=lambda: displaced.append(1))
-    origin = ForkOrigin.DRAWN if late is ALWAYS else ForkOrigin.FILLED
-    assert origins(trajectories)["g/b01/0"] is origin
-    assert displaced == [1]
-    (filled,) = [t for t in trajectories.values() if t.parent_id == "g/b00"]
-    assert filled.origin is ForkOrigin.FILLED
-
-
-def jitter(number: int) -> Callable[[int], Awaitable[None]]:
-    source = random.Random(number)
-
-    async def pause(_: int) -> None:
-        await asyncio.sleep(source.choice([0.0, 0.0, 0.01, 0.05]))
-
-    return pause
-
-
-@pytest.mark.parametrize("base_probability", [0.2, 0.8])
-async def test_a_group_is_the_same_whatever_the_timing(
-    tmp_path: Path, base_probability: float
-) -> None:
-    settings = BranchingSettings(group_size=12, base_probability=base_probability)
-    displaced: list[int] = []
-    played: list[dict[str, Trajectory]] = []
-    for number in range(60):
-        if number >= 4 and displaced:
-            break
-        async with set_stage(tmp_path / "blobs") as stage:
-            stage.script.before_turn = jitter(number)
-            played.append(await play(stage, settings, on_displaced=lambda: displaced.append(1)))
-    assert all(list(a.values()) == list(b.values()) for a, b in itertools.pairwise(played))
-    assert displaced, "the timing did differ"
 
 
 def as_script(trajectory: Trajectory) -> list[list[Word]]:
