@@ -22,6 +22,12 @@ _DRAWN_BOXES = """(layer) => {
   });
 }"""
 
+_DECODED_AND_LAID_OUT = """async () => {
+  await Promise.allSettled([...document.images].map((image) => image.decode()));
+  await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+}"""
+"""Fetched is not drawn: on a busy machine the image still has no size when the network is idle."""
+
 
 @dataclass
 class Viewer:
@@ -45,6 +51,7 @@ class Viewer:
         """Until a case in a final state is drawn and its images are loaded."""
         self.page.wait_for_selector('main[aria-busy="false"] #case:not([hidden])')
         self.page.wait_for_load_state("networkidle")
+        self.page.evaluate(_DECODED_AND_LAID_OUT)
 
     def fill(self, image: bytes, question: str, choices: list[str], k: int) -> None:
         """Fill in the form, by the names a screen reader would say."""
