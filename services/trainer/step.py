@@ -53,6 +53,8 @@ class StepFigures:
     is_cap_fraction: float = 0.0
     grad_norm: float = 0.0
     lr: float = 0.0
+    total_weight: float = 1.0
+    """Sum of the batch's token weights."""
     num_tokens_trained: int = 0
     num_tokens: int = 0
     """Of all trajectories, each counted whole: what computing them one by one would take."""
@@ -74,6 +76,7 @@ class StepFigures:
         difference_N = (old_logprobs_N - pack.sampled_logprobs_N).abs()
         weights_N = pack.weights_N / num_updates
         self.loss += float((terms.loss_N.detach() * weights_N).sum())
+        weights_N = weights_N / self.total_weight  # Dr. GRPO's do not add up to 1
         self.kl_reference += float((terms.kl_reference_N * weights_N).sum())
         self.mismatch_kl += float((terms.mismatch_kl_N * weights_N).sum())
         self.logprob_difference += float((difference_N * weights_N).sum())
@@ -161,6 +164,9 @@ class Learner:
             weighted, self.policy.limits.image_token_id, self._settings.pack_tokens
         )
         figures.num_trajectories = len(samples)
+        figures.total_weight = sum(
+            s.token_weight * s.num_trained_tokens for group in weighted for s in group
+        )
         figures.num_tokens_trained = sum(s.num_trained_tokens for s in samples)
         figures.num_tokens = sum(len(s.input_ids) for s in samples)
         figures.num_tokens_computed = sum(

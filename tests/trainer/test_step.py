@@ -170,6 +170,15 @@ def test_a_frozen_vision_tower_stays_as_it_was_and_the_text_model_learns_the_sam
             torch.testing.assert_close(ours, theirs)
 
 
+def test_figures_are_means_also_where_the_losss_weights_are_none(bench: Bench) -> None:
+    """Dr. GRPO's weights add up to a fraction of 1."""
+    grpo, groups = bench.learner()
+    dr_grpo, same = bench.learner(loss="dr_grpo", advantage_division=None)
+    plain, other = grpo.take_step(groups, 0, never), dr_grpo.take_step(same, 0, never)
+    for name in ("mismatch_kl", "logprob_difference", "is_cap_fraction"):
+        assert getattr(other, name) == pytest.approx(getattr(plain, name), rel=0.5), name
+
+
 def test_a_stop_before_the_first_update_leaves_the_weights_as_they_were(bench: Bench) -> None:
     learner, groups = bench.learner(pack_tokens=200)
     before = weights_of(learner)
