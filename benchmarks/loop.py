@@ -29,6 +29,7 @@ from services.local.demo_settings import Arm, DemoPlan
 from services.local.processes import CommandLines
 from services.local.stack import Stack, describe_end
 from services.local.supervisor import ChildState
+from services.trainer.record import StepRecord
 from shared.progress import progress
 from shared.weights import TRAIN_CHANNEL
 
@@ -40,27 +41,11 @@ _COMPUTE = ("policy: engine", "trainer")
 """Whose time is worth it: the model's own arithmetic."""
 
 
-class Step(msgspec.Struct, frozen=True):
-    """The fields of a line of steps.jsonl that are looked at."""
-
-    time: float
-    step: int
-    groups_trained: int
-    groups_no_signal: int
-    rollout_seconds: float
-    seconds_wait: float
-    seconds_prepare: float
-    seconds_forward_backward: float
-    seconds_optimizer: float
-    seconds_checkpoint: float
-    seconds_publish: float
-
-
 @dataclass(frozen=True)
 class Moment:
     """The machine right after a step."""
 
-    step: Step
+    step: StepRecord
     cpu_s: Mapping[str, float]
     """By process."""
     busy_s: float
@@ -74,13 +59,13 @@ class Loop:
         self._stack = stack
         self._steps_file = lines.paths.runs / plan.run_of(ARM) / "steps.jsonl"
 
-    def steps(self) -> list[Step]:
+    def steps(self) -> list[StepRecord]:
         """Steps on record."""
         if not self._steps_file.is_file():
             return []
         text = self._steps_file.read_bytes()
         whole = text[: text.rfind(b"\n") + 1]
-        return [msgspec.json.decode(line, type=Step) for line in whole.splitlines()]
+        return [msgspec.json.decode(line, type=StepRecord) for line in whole.splitlines()]
 
     def moment_of(self, number: int, seen: Callable[[int], object]) -> Moment:
         """Wait until a step is on record. Exits if the trainer or the worker ends before it is."""
@@ -144,7 +129,7 @@ def start(stack: Stack, lines: CommandLines, plan: DemoPlan, model: Path) -> Non
     )
 
 
-def measure(loop: Loop, warm_up: int, num_steps: int) -> tuple[Moment, Moment, list[Step]]:
+def measure(loop: Loop, warm_up: int, num_steps: int) -> tuple[Moment, Moment, list[StepRecord]]:
     """The machine after the warm-up and at the end, and the steps in between."""
     with progress(title="training", total=warm_up + num_steps) as bar:
 
@@ -156,7 +141,7 @@ def measure(loop: Loop, warm_up: int, num_steps: int) -> tuple[Moment, Moment, l
     return first, last, loop.steps()[warm_up : warm_up + num_steps]
 
 
-def _outcome(first: Moment, last: Moment, steps: Sequence[Step], plan: DemoPlan) -> Outcome:
+def _outcome(first: Moment, last: Moment, steps: Sequence[StepRecord], plan: DemoPlan) -> Outcome:
     seconds = last.step.time - first.step.time
     group_size = plan.rollout.group_size
     num_groups = sum(

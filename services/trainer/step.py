@@ -216,6 +216,7 @@ class Learner:
         started = time.perf_counter()
         images = collect_images(bundle, self._images, self._device)
         figures.seconds["prepare"] += time.perf_counter() - started
+        started = time.perf_counter()
         features_FD = self.policy.image_features(images)
         shown_FD = _detached(features_FD)
         ref_features_FD = None
