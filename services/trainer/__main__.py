@@ -1,7 +1,8 @@
-"""`medvr trainer`: settings, imports, run."""
+"""`medvr trainer`: settings, imports, run; `torchrun … -m services trainer` for several ranks."""
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 import threading
@@ -56,11 +57,17 @@ def rehearse(settings: DryRunSettings, argv: list[str]) -> None:
 
 
 def run_trainer(settings: TrainerSettings) -> None:
-    """One trainer with its probes; SIGTERM and SIGINT end it after the step, or abandon that."""
+    """This process of a trainer with its probes.
+
+    SIGTERM and SIGINT end it after the step, or abandon that; ranks that do not lead leave it to
+    the one that does.
+    """
     from prometheus_client import CollectorRegistry
     from transformers.utils import logging as transformers_logging
 
-    from services.trainer.assembly import build_trainer, connect, locked_run
+    from services.trainer.assembly import build_follower, build_trainer, connect, locked_run
+    from services.trainer.follow import follow
+    from services.trainer.world import Order, open_world
     from shared.service.serve import probe_server
 
     transformers_logging.disable_progress_bar()
@@ -77,11 +84,15 @@ def run_trainer(settings: TrainerSettings) -> None:
     async def redis_answers() -> None:
         await asyncio.to_thread(client.ping)
 
-    probes = probe_server(
-        "trainer", settings.probe_host, settings.probe_port, registry, {"redis": redis_answers}
-    )
-    with locked_run(settings.run_folder), probes:
-        build_trainer(settings, client, registry, stop).run()
+    port = settings.probe_port + int(os.environ.get("LOCAL_RANK", "0"))
+    probes = probe_server("trainer", settings.probe_host, port, registry, {"redis": redis_answers})
+    with probes, open_world(settings.device, always_sharded=settings.cpu_offload) as world:
+        if world.leads:
+            with locked_run(settings.run_folder):
+                build_trainer(settings, client, registry, stop, world).run()
+                world.lead(Order.END)
+        else:
+            follow(world, build_follower(settings, world))
 
 
 if __name__ == "__main__":

@@ -24,9 +24,12 @@ from services.trainer.loop import Trainer
 from services.trainer.metrics import Recorder
 from services.trainer.model import Policy, resolve_checkpoint
 from services.trainer.optimizer import build_optimizer
+from services.trainer.persistence import Persistence
 from services.trainer.publish import Publisher
 from services.trainer.settings import TrainerSettings
+from services.trainer.sharding import shard
 from services.trainer.step import Learner
+from services.trainer.world import World
 from shared.blobs import BlobStore
 from shared.errors import MedvrError
 from shared.stream import RunStream
@@ -58,20 +61,39 @@ def connect(url: str) -> redis.Redis:
     return redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), socket_timeout=REDIS_TIMEOUT_S)
 
 
-def build_learner(settings: TrainerSettings, base: Path, images: ImageSource) -> Learner:
-    """Policy, reference (only if β > 0) and optimizer from the base checkpoint."""
-    torch.manual_seed(settings.seed)
+def build_learner(
+    settings: TrainerSettings, base: Path, images: ImageSource, world: World
+) -> Learner:
+    """Policy, reference (only if β > 0) and optimizer from the base checkpoint, on every rank."""
+    torch.manual_seed(settings.seed)  # adapters begin alike everywhere
     torch.set_num_threads(settings.threads)
-    device = torch.device(settings.device)
     dtype = torch.bfloat16 if settings.dtype == "bfloat16" else torch.float32
     policy = Policy.load(
-        base, device, dtype, gradient_checkpointing=settings.gradient_checkpointing
+        base, world.device, dtype, gradient_checkpointing=settings.gradient_checkpointing
     )
     if settings.freeze_vision:
         policy.freeze_vision()
-    reference = Policy.load(base, device, dtype).freeze() if settings.kl_beta > 0 else None
+    if settings.lora_rank:
+        policy.add_adapters(settings.lora_rank, settings.lora_alpha)
+    reference = None
+    if settings.kl_beta > 0:
+        reference = policy
+        if not settings.lora_rank:
+            reference = Policy.load(base, world.device, dtype).freeze()
+    if world.mesh is not None:
+        for sharded in {policy, reference} - {None}:
+            shard(sharded, world.mesh, dtype=dtype, cpu_offload=settings.cpu_offload)
     optimizer = build_optimizer(policy, lr=settings.lr, weight_decay=settings.weight_decay)
-    return Learner(policy, reference, optimizer, images, settings)
+    return Learner(policy, reference, optimizer, images, settings, world)
+
+
+def build_follower(settings: TrainerSettings, world: World) -> Learner:
+    """What a rank that does not lead brings, at the newest checkpoint."""
+    base = resolve_checkpoint(settings.model)
+    learner = build_learner(settings, base, ImageSource(BlobStore(settings.blob_url), base), world)
+    if (folder := world.told(None)) is not None:
+        learner.restore(folder)
+    return learner
 
 
 def build_trainer(
@@ -79,6 +101,7 @@ def build_trainer(
     client: redis.Redis,
     registry: CollectorRegistry,
     stop: threading.Event,
+    world: World,
 ) -> Trainer:
     """A trainer at its newest checkpoint. Raises `WeightsError` if that cannot be."""
     base = resolve_checkpoint(settings.model)
@@ -95,9 +118,10 @@ def build_trainer(
     )
     publisher.refuse_reuse(progress.step)
     images = ImageSource(BlobStore(settings.blob_url), base)
-    learner = build_learner(settings, base, images)
+    learner = build_learner(settings, base, images, world)
+    world.told(resumed[1] if resumed else None)
     if resumed:
-        learner.restore(checkpoints.load_state(resumed[1]))
+        learner.restore(resumed[1])
     recorder = Recorder(registry, settings.run_folder, progress.step)
     stream = RunStream(client, settings.run)
 
@@ -119,7 +143,7 @@ def build_trainer(
         images=images,
         intake=Intake(delivery, images, learner.policy.limits, settings, recorder),
         delivery=delivery,
-        checkpoints=checkpoints,
+        persistence=Persistence(learner, checkpoints, publisher),
         publisher=publisher,
         recorder=recorder,
         stop=stop,

@@ -1,26 +1,37 @@
 # pyright: basic
 """Checkpoints: a folder is complete or absent, and resuming takes the newest complete one.
 
-`<run folder>/checkpoints/000012/` holds `state.pt` (weights, optimizer, generators) and
-`progress.json` (step, feeder's cursor, closed fates, sizes of the files). It is written under
-another name, synced, and renamed; the rename is the commit. The learning rate is a function of the
-step, so there is no scheduler state; a published version's number is its step.
+`<run folder>/checkpoints/000012/` holds what is trained, weights and optimizer state, in
+torch.distributed.checkpoint's format (each rank writes its shards, any number of ranks can read
+them) and `progress.json` (step, feeder's cursor, closed fates, sizes of the files). Weights are
+copied at once and written in the background under another name; when all ranks have written and
+synced theirs the leader adds progress.json and renames, and the rename is the commit. The learning
+rate is a function of the step and nothing in a step is drawn, so there is no scheduler and no
+generator to keep; a published version's number is its step.
 """
 
 import logging
 import os
 import shutil
+import warnings
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import torch
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save
 
+from services.trainer.world import World
+from shared.errors import WeightsError
 from shared.stream import Fate
 
 logger = logging.getLogger(__name__)
 
-_STATE = "state.pt"
+warnings.filterwarnings("ignore", "torch.distributed is disabled")  # a world of one means it
+
 _PROGRESS = "progress.json"
 _PARTIAL = ".partial-"
 
@@ -38,8 +49,36 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     num_bytes_by_file: dict[str, int] = {}
 
 
+def write_state(folder: Path, state: dict[str, Any], world: World) -> "Future[Any]":
+    """All ranks: copy a state now and write it into `folder` in the background, synced to disk."""
+    writer = FileSystemWriter(folder, sync_files=True)
+    if world.mesh is None:
+        return async_save(state, storage_writer=writer, no_dist=True)  # type: ignore[return-value]
+    return async_save(state, storage_writer=writer, process_group=world.saving)  # type: ignore[return-value]
+
+
+def read_state(folder: Path, state: dict[str, Any], world: World) -> None:
+    """All ranks: fill a state from a checkpoint. Raises `WeightsError` if it is of another model.
+
+    That is also one with other adapters, or with another part of the model frozen.
+    """
+    reader = FileSystemReader(folder)
+    try:
+        load(
+            state,
+            storage_reader=reader,
+            process_group=world.saving,
+            no_dist=world.mesh is None,
+        )
+    except CheckpointException as error:
+        reasons = "; ".join(sorted({str(e[0]) for e in error.failures.values()}))
+        raise WeightsError(
+            f"checkpoint {folder} does not fit what these settings train: {reasons}"
+        ) from error
+
+
 class CheckpointStore:
-    """The checkpoints of one run."""
+    """The checkpoints of one run, as its leader sees them."""
 
     def __init__(self, folder: Path, keep: int) -> None:
         self._folder = folder
@@ -48,16 +87,17 @@ class CheckpointStore:
         for leftover in folder.glob(f"{_PARTIAL}*"):
             shutil.rmtree(leftover)
 
-    def save(self, progress: Progress, state: dict[str, Any]) -> Path:
-        """Make this state durable, then drop all but the newest `keep`; returns its folder."""
+    def begin(self, step: int) -> Path:
+        """An empty folder for the state after `step` steps; `commit` makes it a checkpoint."""
+        partial = self._folder / f"{_PARTIAL}{step:06d}"
+        partial.mkdir()
+        return partial
+
+    def commit(self, progress: Progress) -> Path:
+        """Make what was begun a checkpoint, then drop all but the newest `keep`; its folder."""
         partial = self._folder / f"{_PARTIAL}{progress.step:06d}"
         target = self._folder / f"{progress.step:06d}"
-        partial.mkdir()
-        with (partial / _STATE).open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        sizes = {_STATE: (partial / _STATE).stat().st_size}
+        sizes = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
         progress = msgspec.structs.replace(progress, num_bytes_by_file=sizes)
         with (partial / _PROGRESS).open("wb") as file:
             file.write(msgspec.json.encode(progress))
@@ -81,10 +121,6 @@ class CheckpointStore:
             logger.warning("checkpoint %s is damaged and passed over", folder.name)
         return None
 
-    def load_state(self, folder: Path) -> dict[str, Any]:
-        """The state saved with a checkpoint, on the CPU."""
-        return torch.load(folder / _STATE, map_location="cpu", weights_only=True)
-
     def _folders(self) -> list[Path]:
         return sorted(p for p in self._folder.iterdir() if p.name.isdigit())
 
@@ -96,6 +132,8 @@ def _read_progress(folder: Path) -> Progress | None:
         for name, num_bytes in progress.num_bytes_by_file.items():
             if (folder / name).stat().st_size != num_bytes:
                 return None
+        if ".metadata" not in progress.num_bytes_by_file:
+            return None
     except (OSError, msgspec.MsgspecError):
         return None
     return progress

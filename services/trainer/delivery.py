@@ -16,7 +16,7 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import redis
@@ -173,12 +173,12 @@ class Delivery:
         for group_id in group_ids:
             self._fates[group_id] = Fate.TRAINED
 
-    def settle_trained(self) -> None:
-        """After a durable checkpoint: one MULTI for every trained group since the last."""
+    def settle_trained(self, durable: Mapping[str, Fate]) -> None:
+        """The checkpoint with these fates is durable: one MULTI for every group trained in it."""
         trained = [
             (entry, Fate.TRAINED)
             for group_id, entries in self._unsettled.items()
-            if self._fates.get(group_id) is Fate.TRAINED
+            if durable.get(group_id) is Fate.TRAINED
             for entry in entries
         ]
         self._patiently(lambda: self._stream.settle(trained))

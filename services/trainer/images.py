@@ -8,10 +8,11 @@ patches only in the bundle that needs them.
 """
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
@@ -34,7 +35,7 @@ class ImageSource:
     def __init__(self, blobs: BlobStore, checkpoint: Path) -> None:
         self._blobs = blobs
         self._processor = AutoImageProcessor.from_pretrained(checkpoint)
-        self._pixels_by_name: dict[str, np.ndarray] = {}
+        self._pixels_by_name: dict[str, npt.NDArray[np.uint8]] = {}
 
     def hold(self, spans: Iterable[ImageSpan]) -> None:
         """Fetch and keep these images. Raises `BlobError` naming the first that is unusable.
@@ -44,6 +45,14 @@ class ImageSource:
         for span in spans:
             if span.image not in self._pixels_by_name:
                 self._pixels_by_name[span.image] = self._load(span)
+
+    def keep(self, pixels_by_name: Mapping[str, npt.NDArray[np.uint8]]) -> None:
+        """Hold images that another process has fetched."""
+        self._pixels_by_name.update(pixels_by_name)
+
+    def pixels(self, names: Iterable[str]) -> dict[str, npt.NDArray[np.uint8]]:
+        """Held images as uint8 (3, height, width), for another process."""
+        return {name: self._pixels_by_name[name] for name in names}
 
     def forget(self) -> None:
         """Drop all held images: their step was taken."""
@@ -57,7 +66,7 @@ class ImageSource:
         )
         return inputs["pixel_values"], inputs["image_grid_thw"]
 
-    def _load(self, span: ImageSpan) -> np.ndarray:
+    def _load(self, span: ImageSpan) -> npt.NDArray[np.uint8]:
         """Pixels as uint8 (3, height, width)."""
         content = self._blobs.get(span.image)
         try:

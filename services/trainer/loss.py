@@ -52,6 +52,8 @@ class TokenLoss(NamedTuple):
     """Per-token terms, each of shape (N,); only `loss_N` carries a gradient."""
 
     loss_N: Tensor
+    ratio_N: Tensor
+    """π_θ/π_old; with GSPO the trajectory's."""
     kl_reference_N: Tensor
     mismatch_kl_N: Tensor
     is_clipped_N: Tensor
@@ -210,6 +212,7 @@ def token_loss(
         loss_N = loss_N + objective.kl_beta * kl_reference_N
     return TokenLoss(
         loss_N=loss_N,
+        ratio_N=ratio_N.detach(),
         kl_reference_N=kl_reference_N.detach(),
         mismatch_kl_N=k3(sampled_logprobs_N, old_logprobs_N).detach(),
         is_clipped_N=is_clipped_N.detach(),

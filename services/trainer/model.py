@@ -10,10 +10,13 @@ rows they would otherwise outgrow everything else a step holds. Weights are floa
 
 import contextlib
 import functools
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint as recomputed
 
@@ -21,7 +24,9 @@ from services.trainer.torchvision_ops import declare_missing_operators
 
 declare_missing_operators()
 
-from transformers import (  # noqa: E402 - the operators must be declared first
+from peft import LoraConfig  # noqa: E402 - the operators must be declared first
+from transformers import (  # noqa: E402
+    AutoConfig,
     AutoModelForImageTextToText,
     AutoTokenizer,
     PreTrainedModel,
@@ -33,6 +38,9 @@ from services.trainer.sample import ModelLimits  # noqa: E402
 from shared.agent.prompt import VISION_PLACEHOLDERS  # noqa: E402
 from shared.checkpoint import MODEL_TYPES, check_checkpoint, is_hub_name  # noqa: E402
 from shared.errors import WeightsError  # noqa: E402
+
+_ADAPTER = "medvr"
+_ADAPTED = r".*language_model\.layers\..*\.(q|k|v|o|gate|up|down)_proj"
 
 LOGITS_AT_ONCE = 2**26
 """256 MiB in float32: 441 tokens of Qwen's vocabulary, more than any batch of a small one."""
@@ -50,6 +58,12 @@ def resolve_checkpoint(model: str) -> Path:
         folder = Path(snapshot_download(model))
     check_checkpoint(folder)
     return folder
+
+
+def skeleton(checkpoint: Path) -> PreTrainedModel:
+    """A model without weights; it knows how its checkpoints are written."""
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(checkpoint))
 
 
 def read_limits(checkpoint: Path, model: PreTrainedModel) -> ModelLimits:
@@ -81,6 +95,7 @@ class Policy(nn.Module):
         self.model = model
         self.limits = limits
         self._dtype = dtype
+        self._has_adapters = False
         self._tokens_at_once = max(1, logits_at_once // limits.vocabulary_size)
         forbidden = torch.tensor(sorted(limits.forbidden_token_ids), dtype=torch.long)
         self.register_buffer("_forbidden", forbidden, persistent=False)
@@ -115,6 +130,11 @@ class Policy(nn.Module):
             model.train()
         return cls(model, read_limits(checkpoint, model), dtype).to(device)
 
+    @property
+    def trains_vision(self) -> bool:
+        """Whether the vision tower learns too."""
+        return any(p.requires_grad for p in self.model.model.visual.parameters())
+
     def freeze(self) -> "Policy":
         """Turn this into a reference that is never trained."""
         self.requires_grad_(requires_grad=False)
@@ -124,6 +144,48 @@ class Policy(nn.Module):
     def freeze_vision(self) -> None:
         """Leave the vision tower, merger included, as it is."""
         self.model.model.visual.requires_grad_(requires_grad=False)
+
+    def add_adapters(self, rank: int, alpha: int) -> None:
+        """Train LoRA adapters on the text blocks' linear layers instead of the weights.
+
+        What stays as it is is kept in the arithmetic's width; adapters are float32.
+        """
+        for frozen in self.model.parameters():
+            frozen.data = frozen.data.to(self._dtype)
+        adapters = LoraConfig(r=rank, lora_alpha=alpha, target_modules=_ADAPTED, bias="none")
+        self.model.add_adapter(adapters, _ADAPTER)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad = ".lora_" in name
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+        self._has_adapters = True
+
+    @contextlib.contextmanager
+    def without_adapters(self) -> Generator[None]:
+        """As it was before any training, if it has adapters."""
+        if not self._has_adapters:
+            yield
+            return
+        self.model.disable_adapters()
+        try:
+            yield
+        finally:
+            self.model.enable_adapters()
+
+    def exported(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+        """Each weight of the plain checkpoint, whole and with its adapter merged; by all ranks."""
+        state = self.model.state_dict()
+        is_tied = self.model.config.tie_word_embeddings
+        for name, tensor in state.items():
+            if ".lora_" in name or (is_tied and name == "lm_head.weight"):
+                continue
+            whole = _whole(tensor)
+            stem, adapted, _ = name.partition(".base_layer.weight")
+            if adapted:
+                layer: Any = self.model.get_submodule(stem)
+                up, down = (_whole(state[f"{stem}.lora_{x}.{_ADAPTER}.weight"]) for x in "BA")
+                whole = whole.float() + layer.scaling[_ADAPTER] * (up @ down)
+            yield name.replace(".base_layer.", "."), whole.to(dtype)
 
     def image_features(self, images: BundleImages) -> Tensor | None:
         """What the vision tower says of each image once, (F, D), float32 or wider; None of none."""
@@ -193,6 +255,12 @@ def _embed_patches(convolution: nn.Conv3d, patches: Tensor) -> Tensor:
     """
     weight = convolution.weight.flatten(1)
     return functional.linear(patches.reshape(-1, weight.shape[1]).to(weight.dtype), weight)
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """All of a tensor of which each rank has a part."""
+    tensor = tensor.detach()
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def _is_half(values: Tensor) -> bool:

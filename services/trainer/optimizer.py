@@ -3,6 +3,7 @@
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from shared.errors import MedvrError
 
@@ -36,11 +37,12 @@ def build_optimizer(module: nn.Module, *, lr: float, weight_decay: float) -> tor
 def apply_gradient(
     module: nn.Module, optimizer: torch.optim.Optimizer, *, lr: float, max_norm: float
 ) -> float:
-    """Clip to `max_norm`, update, clear; returns the 2-norm before clipping.
+    """Clip to `max_norm`, update, clear; returns the 2-norm before clipping, over all ranks.
 
     Raises `GradientError` without touching the weights if the gradient is not finite.
     """
-    norm = float(torch.nn.utils.clip_grad_norm_(module.parameters(), max_norm))
+    total = torch.nn.utils.clip_grad_norm_(module.parameters(), max_norm)
+    norm = float(total.full_tensor() if isinstance(total, DTensor) else total)
     if not torch.isfinite(torch.tensor(norm)):
         optimizer.zero_grad(set_to_none=True)
         raise GradientError(f"gradient norm is {norm}: the step was not taken")

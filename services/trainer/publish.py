@@ -15,9 +15,9 @@ from pathlib import Path
 import redis
 import torch
 from safetensors import safe_open
-from transformers import AutoConfig
+from torch import Tensor
 
-from services.trainer.model import Policy
+from services.trainer.model import skeleton
 from shared.errors import WeightsError
 from shared.weights import (
     VERSION_MANIFEST,
@@ -53,8 +53,9 @@ class Publisher:
         self._run = run
         self._channel = channel
         self._keep = keep
-        config = AutoConfig.from_pretrained(base)
-        self._dtype: torch.dtype = getattr(config, "dtype", None) or torch.float32
+        self._skeleton = skeleton(base)
+        self.dtype: torch.dtype = getattr(self._skeleton.config, "dtype", None) or torch.float32
+        """Of the base checkpoint, and so of every version."""
         self._pointer: ChannelPointer | None = None
 
     def newest_version(self) -> int | None:
@@ -74,36 +75,40 @@ class Publisher:
                 f"{self._root / self._run}"
             )
 
-    def publish(self, policy: Policy, version: int) -> ChannelPointer:
-        """Write the version, or find it there with these weights; `announce` then tells of it.
+    def write(self, weights: dict[str, Tensor], version: int) -> ChannelPointer:
+        """Write the version, or find it there with these weights.
 
-        Raises `WeightsError` if the version is there with other weights.
+        `weights` are those of the plain checkpoint, whole and in host memory. Raises `WeightsError`
+        if the version is there with others.
         """
         target = self._root / self._run / f"{version:06d}"
-        staging = self._stage(policy)
+        staging = self._stage(weights)
         if target.is_dir() and not _same_weights(staging, target):
             raise WeightsError(
                 f"{target} holds other weights than step {version} of this run: versions are "
                 f"never reused. Choose another run, or remove {target.parent}"
             )
-        self._pointer = publish_version(staging, self._root, self._run, version)
+        pointer = publish_version(staging, self._root, self._run, version)
         prune_versions(self._root, self._run, self._keep)
         logger.info("published version %d", version)
-        return self._pointer
+        return pointer
+
+    def point_at(self, pointer: ChannelPointer) -> None:
+        """From now on `announce` tells of this version."""
+        self._pointer = pointer
 
     def announce(self) -> None:
         """Point the channel at the newest version; again after an emptied Redis."""
         if self._pointer is not None:
             self._client.set(channel_key(self._channel), encode_pointer(self._pointer))
 
-    def _stage(self, policy: Policy) -> Path:
+    def _stage(self, weights: dict[str, Tensor]) -> Path:
         """The checkpoint in a folder on the filesystem of the versions."""
         staging = self._root / self._run / _STAGING
         if staging.exists():
             shutil.rmtree(staging)
         staging.mkdir(parents=True)
-        state = {name: p.detach().to(self._dtype) for name, p in policy.model.state_dict().items()}
-        policy.model.save_pretrained(staging, state_dict=state)
+        self._skeleton.save_pretrained(staging, state_dict=weights)
         for path in sorted(self._base.iterdir()):
             is_weights = path.name.endswith(".index.json") or path.name == VERSION_MANIFEST
             if path.is_file() and path.suffix in _COPIED_SUFFIXES and not is_weights:

@@ -7,8 +7,8 @@ half its problems outright would look no better than one that solves none. Stale
 are in no mean.
 
 A line is written when its step was taken, before its checkpoint; a resumed run drops the lines
-after its checkpoint, so each step is in the file once. `seconds_checkpoint` and `seconds_publish`
-are therefore those of the last checkpoint and publication before the line.
+after its checkpoint, so each step is in the file once. `seconds_save`, `seconds_checkpoint` and
+`seconds_publish` are therefore those of the last checkpoint and publication before the line.
 """
 
 import statistics
@@ -99,7 +99,10 @@ class StepRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Padding, patches."""
     seconds_forward_backward: float
     seconds_optimizer: float
+    seconds_save: float
+    """Waiting for the checkpoint before to be durable, and copying the weights."""
     seconds_checkpoint: float
+    """Writing it, behind the next batch: these two overlap with the phases above."""
     seconds_publish: float
 
 

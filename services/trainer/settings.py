@@ -91,11 +91,17 @@ class TrainerSettings(ServiceSettings):
 
     # -- the machine ----------------------------------------------------------------------------
     device: str = "cpu"
-    """`cpu`, `cuda` or `cuda:N`."""
+    """`cpu`, `cuda` or `cuda:N`; under torchrun each process takes its own card of `cuda`."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the forward pass; weights and optimizer stay in float32."""
     freeze_vision: bool = False
     """Train the text model only; images are then encoded without a backward pass."""
+    lora_rank: int = Field(default=0, ge=0)
+    """Train LoRA adapters of this rank on the text blocks' linear layers; 0 trains all weights."""
+    lora_alpha: int = Field(default=32, ge=1)
+    """An adapter's product is scaled by lora_alpha / lora_rank."""
+    cpu_offload: bool = False
+    """Keep weights, gradients and optimizer state in host memory between uses; needs `cuda`."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a third more time."""
     threads: int = Field(default=2, ge=1)
@@ -105,7 +111,7 @@ class TrainerSettings(ServiceSettings):
     probe_host: str = "127.0.0.1"
     """Address of /health, /ready and /metrics."""
     probe_port: int = Field(default=8105, ge=1, le=65535)
-    """Port of /health, /ready and /metrics."""
+    """Port of /health, /ready and /metrics; under torchrun plus the rank on its host."""
 
     @model_validator(mode="after")
     def _only_checkpointed_steps_are_published(self) -> Self:
@@ -123,6 +129,12 @@ class TrainerSettings(ServiceSettings):
                 "advantage_division contradicts loss dr_grpo, which is GRPO without it: "
                 "leave it unset, or choose loss grpo"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _only_a_card_has_something_to_offload(self) -> Self:
+        if self.cpu_offload and not self.device.startswith("cuda"):
+            raise ValueError(f"cpu_offload needs device cuda, here it is {self.device}")
         return self
 
     @property
@@ -175,9 +187,7 @@ class DryRunSettings(TrainerSettings):
     observation_text_tokens: int = Field(default=41, ge=0)
     """Text around a crop; 41 with Qwen's tokenizer."""
     world_size: int = Field(default=1, ge=1)
-    """Processes among which weights, gradients and optimizer are sharded."""
-    lora_rank: int = Field(default=0, ge=0)
-    """Rank of LoRA adapters on the text blocks' linear layers; 0 trains all parameters."""
+    """Processes that torchrun starts: weights, gradients and optimizer are sharded among them."""
     tflops: float = Field(default=200.0, gt=0.0)
     """TFLOP/s that one process sustains: a fifth of an H100's bfloat16 peak."""
 

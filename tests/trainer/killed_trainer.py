@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import redis
+import torch
 from prometheus_client import CollectorRegistry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from services.trainer.assembly import build_trainer, locked_run
 from services.trainer.settings import TrainerSettings
+from services.trainer.world import World
 
 NUM_LOOKS = 4
 """Looks at the stop event before the kill: two while collecting, then between packs."""
@@ -71,7 +73,8 @@ def main(moment: str, path: Path, argv: list[str]) -> None:
     client.moment, client.path = moment, path
     stop = DyingEvent(NUM_LOOKS) if moment == "step" else threading.Event()
     with locked_run(settings.run_folder):
-        build_trainer(settings, client, CollectorRegistry(), stop).run()
+        world = World(torch.device("cpu"))
+        build_trainer(settings, client, CollectorRegistry(), stop, world).run()
 
 
 if __name__ == "__main__":

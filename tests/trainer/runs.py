@@ -73,11 +73,15 @@ def open_stream(client: redis.Redis, run: str, *groups: TrajectoryGroup) -> RunS
 
 def train(settings: TrainerSettings, stop: threading.Event | None = None) -> CollectorRegistry:
     """Run a trainer in this process until it ends; returns its metrics."""
+    import torch
+
     from services.trainer.assembly import build_trainer, connect, locked_run
+    from services.trainer.world import World
 
     registry = CollectorRegistry()
     with locked_run(settings.run_folder), connect(settings.redis_url) as client:
-        build_trainer(settings, client, registry, stop or threading.Event()).run()
+        world = World(torch.device("cpu"))
+        build_trainer(settings, client, registry, stop or threading.Event(), world).run()
     return registry
 
 

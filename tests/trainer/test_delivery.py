@@ -42,7 +42,7 @@ def test_an_emptied_redis_hears_of_a_trained_group_only_after_its_checkpoint(
     fill(stream, "a", "b")
     assert collect(delivery) == "b"
     assert delivery.snapshot() == ({"a": Fate.TRAINED}, 2)
-    delivery.settle_trained()
+    delivery.settle_trained(delivery.snapshot()[0])
     assert stream.fates() == {"a": Fate.TRAINED}
     assert (stream.length(), stream.outstanding()) == (1, 1)
 

@@ -11,10 +11,13 @@ from services.trainer.images import ImageSource
 from services.trainer.optimizer import GradientError, apply_gradient, learning_rate
 from services.trainer.sample import TrainingSample, build_group
 from services.trainer.step import Learner, StepAbandoned
+from services.trainer.world import World
 from shared.blobs import BlobStore
 from tests.trainer.groups import GroupBuilder
 from tests.trainer.runs import run_settings
 from tests.trainer.trees import tree_logprobs
+
+CPU = torch.device("cpu")
 
 
 class Bench:
@@ -36,7 +39,7 @@ class Bench:
             redis_url="redis://unused",
             **settings,
         )
-        learner = build_learner(chosen, self._checkpoint, images)
+        learner = build_learner(chosen, self._checkpoint, images, World(CPU))
         groups = [
             build_group(self._builder.group(s), learner.policy.limits, divide=True).samples
             for s in (1, 2)
