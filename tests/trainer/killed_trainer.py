@@ -1,81 +1,53 @@
-"""A real trainer that SIGKILLs itself at a chosen moment; run by the tests as a process.
+"""Real trainers that SIGKILL themselves at chosen points of their cycle; run by the tests.
 
-`python -m tests.trainer.killed_trainer <moment> <path> --flags…`. Moments: `step` (between two
-packs), `settle` (before any MULTI once `path`, a checkpoint, exists), `announce` (before
-the channel key is set once `path`, a published version, exists). Both hooks are parameters of the
-trainer: its stop event and its Redis client.
+`python -m tests.trainer.killed_trainer --flags…` reads lines `call|return <function> <n>`. For each
+it forks a trainer that dies when that function, named as `Class.method`, is called or returns for
+the n-th time, in whatever thread, and answers with the status it ended with. The interpreter's
+profiling hook watches, so the code that dies is the code that runs. Forked, because importing torch
+takes longer than the steps.
 """
 
 import os
 import signal
 import sys
 import threading
-from pathlib import Path
+from types import FrameType
 from typing import Any
 
-import redis
-import torch
-from prometheus_client import CollectorRegistry
-from redis.backoff import NoBackoff
-from redis.retry import Retry
-
-from services.trainer.assembly import build_trainer, locked_run
+import shared.service.serve  # noqa: F401 - all that a trainer imports, once
+from services.trainer.__main__ import run_trainer
 from services.trainer.settings import TrainerSettings
-from services.trainer.world import World
-
-NUM_LOOKS = 4
-"""Looks at the stop event before the kill: two while collecting, then between packs."""
 
 
-def die() -> None:
-    """No handler, no cleanup."""
-    os.kill(os.getpid(), signal.SIGKILL)
+class Executioner:
+    """A profiling hook that kills its process."""
 
+    def __init__(self, event: str, name: str, number: int) -> None:
+        self._event, self._name, self._left = event, name, number
 
-class DyingEvent(threading.Event):
-    """A stop event that kills at the n-th look."""
-
-    def __init__(self, num_looks: int) -> None:
-        super().__init__()
-        self._left = num_looks
-
-    def is_set(self) -> bool:
-        """Never set; deadly in the end."""
+    def __call__(self, frame: FrameType, event: str, _argument: Any) -> None:
+        """Count what is looked for; die without a handler, without cleanup."""
+        if event != self._event or frame.f_code.co_qualname != self._name:
+            return
         self._left -= 1
         if self._left == 0:
-            die()
-        return False
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
-class DyingRedis(redis.Redis):
-    """A client that kills before a MULTI or a SET once `path` exists."""
-
-    moment = "step"
-    path = Path("/nonexistent")
-
-    def pipeline(self, *args: Any, **kwargs: Any) -> Any:
-        """Start a transaction, or die."""
-        if self.moment == "settle" and self.path.exists():
-            die()
-        return super().pipeline(*args, **kwargs)
-
-    def set(self, *args: Any, **kwargs: Any) -> Any:
-        """Set a key, or die."""
-        if self.moment == "announce" and self.path.exists():
-            die()
-        return super().set(*args, **kwargs)
-
-
-def main(moment: str, path: Path, argv: list[str]) -> None:
-    """Train until killed."""
-    settings = TrainerSettings.load(argv)
-    client = DyingRedis.from_url(settings.redis_url, retry=Retry(NoBackoff(), 0))
-    client.moment, client.path = moment, path
-    stop = DyingEvent(NUM_LOOKS) if moment == "step" else threading.Event()
-    with locked_run(settings.run_folder):
-        world = World(torch.device("cpu"))
-        build_trainer(settings, client, CollectorRegistry(), stop, world).run()
+def train_until(event: str, name: str, number: str, settings: TrainerSettings) -> int:
+    """The exit status of a trainer that is killed there; negative for a signal."""
+    child = os.fork()
+    if child == 0:
+        hook = Executioner(event, name, int(number))
+        threading.setprofile(hook)
+        sys.setprofile(hook)
+        run_trainer(settings)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])
+    chosen = TrainerSettings.load(sys.argv[1:])
+    for line in sys.stdin:
+        sys.stdout.write(f"{train_until(*line.split(), chosen)}\n")  # type: ignore[call-arg]
+        sys.stdout.flush()

@@ -2,6 +2,7 @@
 
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import redis
@@ -10,6 +11,9 @@ from prometheus_client import CollectorRegistry
 from services.trainer.settings import TrainerSettings
 from shared.stream import RunStream
 from shared.trajectory import TrajectoryGroup, encode_group
+
+if TYPE_CHECKING:
+    import torch
 
 
 def run_settings(
@@ -47,7 +51,7 @@ def flags(settings: TrainerSettings) -> list[str]:
     names = (
         "model", "run", "run_root", "weights_root", "blob_url", "redis_url", "groups_per_step",
         "max_outstanding", "max_off_policy_steps", "pack_tokens", "max_steps", "lr", "kl_beta",
-        "threads", "probe_port",
+        "threads", "probe_port", "keep_versions", "lora_rank",
     )  # fmt: skip
     return [
         text
@@ -89,3 +93,18 @@ def steps_of(settings: TrainerSettings) -> list[dict[str, float]]:
     """steps.jsonl of the run."""
     path = settings.run_folder / "steps.jsonl"
     return [msgspec.json.decode(line) for line in path.read_bytes().splitlines()]
+
+
+def final_state(settings: TrainerSettings) -> dict[str, "torch.Tensor"]:
+    """Weights and optimizer state of the last step's checkpoint, by name."""
+    import torch
+    from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+    folder = settings.run_folder / "checkpoints" / f"{settings.max_steps:06d}"
+    whole = settings.run_folder / "whole.pt"
+    dcp_to_torch_save(folder, whole)
+    state = torch.load(whole)
+    tensors = dict(state["policy"])
+    for name, values in state["optimizer"]["state"].items():
+        tensors |= {f"{name} {key}": value for key, value in values.items()}
+    return tensors

@@ -467,7 +467,7 @@ def test_help_lists_the_dry_run_and_the_dry_runs_help_its_assumptions(
     with pytest.raises(SystemExit):
         main(["--help"])
     assert "--dry-run" in (plain := capsys.readouterr().out)
-    assert "--lora-rank" not in plain
+    assert "--group-size" not in plain
     with pytest.raises(SystemExit):
         main(["--dry-run", "--help"])
     assert "--lora-rank" in capsys.readouterr().out

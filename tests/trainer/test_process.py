@@ -5,7 +5,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -17,12 +18,40 @@ from services.trainer.checkpoint import CheckpointStore
 from services.trainer.settings import TrainerSettings
 from shared.stream import Fate, RunState, RunStream
 from tests.trainer.groups import GroupBuilder
-from tests.trainer.runs import feed, flags, open_stream, run_settings, steps_of, train
+from tests.trainer.runs import (
+    feed,
+    final_state,
+    flags,
+    open_stream,
+    run_settings,
+    steps_of,
+    train,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
-NUM_GROUPS = 7
-"""Three steps of two, and one left over."""
+MOMENTS = (
+    ("return", "Intake.collect"),  # after read
+    ("call", "Learner._reference_logprobs"),  # between forward and backward
+    ("return", "StepFigures.add"),  # after a backward
+    ("call", "apply_gradient"),  # after the last
+    ("return", "apply_gradient"),  # after the optimizer's step
+    ("return", "Recorder.write"),
+    ("return", "write_state"),  # while the checkpoint is being written
+    ("call", "CheckpointStore.commit"),  # written, not yet a checkpoint
+    ("call", "_sync_folder"),  # written and described
+    ("return", "CheckpointStore.commit"),  # durable, not acknowledged
+    ("call", "Publisher._stage"),
+    ("return", "Publisher._stage"),  # the version is staged
+    ("return", "publish_version"),
+    ("call", "Delivery.settle_trained"),  # between checkpoint and acknowledge
+    ("return", "Delivery.settle_trained"),  # acknowledged, not announced
+    ("return", "Publisher.announce"),
+    ("call", "Delivery.finish"),
+)
+"""One process after another dies at the next of these."""
+
+NUM_STEPS = 10
 
 
 def run_process(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -36,15 +65,35 @@ def run_process(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def final_state(settings: TrainerSettings) -> dict[str, torch.Tensor]:
-    store = CheckpointStore(settings.run_folder / "checkpoints", 9)
-    found = store.newest()
-    assert found is not None
-    assert found[0].step == settings.max_steps
-    return store.load_state(found[1])["policy"]
+@contextmanager
+def deadly_trainers(
+    settings: TrainerSettings, log: Path
+) -> Iterator[Callable[[str, str, int], int]]:
+    """Trains until a moment and tells the exit status."""
+    command = [sys.executable, "-m", "tests.trainer.killed_trainer", *flags(settings)]
+    with (
+        log.open("w") as errors,
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+        ) as process,
+    ):
+        assert process.stdin is not None
+        assert process.stdout is not None
+
+        def die_at(event: str, name: str, number: int) -> int:
+            process.stdin.write(f"{event} {name} {number}\n")
+            process.stdin.flush()
+            return int(process.stdout.readline())
+
+        yield die_at
 
 
-def test_killed_mid_step_before_settling_and_before_publishing_it_trains_each_group_once(
+def test_killed_at_every_point_of_its_cycle_it_trains_each_group_once_and_to_the_same_end(
     tmp_path: Path,
     checkpoint: Path,
     blob_url: str,
@@ -54,6 +103,7 @@ def test_killed_mid_step_before_settling_and_before_publishing_it_trains_each_gr
     free_port: Callable[[], int],
 ) -> None:
     port = free_port()
+    num_groups = 2 * NUM_STEPS + 1
 
     def settings_of(run: str) -> TrainerSettings:
         return run_settings(
@@ -62,46 +112,46 @@ def test_killed_mid_step_before_settling_and_before_publishing_it_trains_each_gr
             blob_url=blob_url,
             redis_url=valkey_url,
             run=run,
-            max_steps=3,
+            max_steps=NUM_STEPS,
+            max_off_policy_steps=NUM_STEPS,
+            max_outstanding=20,
+            keep_versions=20,
             probe_port=port,
         )
 
     streams: dict[str, RunStream] = {}
     for run in ("whole", "torn"):
         own = GroupBuilder(builder.tokenizer, builder.blobs, run=run)
-        streams[run] = open_stream(valkey, run, *(own.group(s) for s in range(NUM_GROUPS)))
+        streams[run] = open_stream(valkey, run, *(own.group(s) for s in range(num_groups)))
     whole, torn = settings_of("whole"), settings_of("torn")
     train(whole)
 
-    moments = {
-        "step": Path("/nonexistent"),
-        "settle": torn.run_folder / "checkpoints" / "000001",
-        "announce": torn.weights_root / "torn" / "000002",
-    }
     stream = streams["torn"]
-    fates_after: dict[str, set[str]] = {}
-    for moment, path in moments.items():
-        process = run_process("tests.trainer.killed_trainer", moment, str(path), *flags(torn))
-        assert process.returncode == -signal.SIGKILL, process.stderr
-        fates_after[moment] = set(stream.fates())
-    assert fates_after == {
-        "step": set(),
-        "settle": set(),  # the checkpoint was durable, its groups were not yet settled
-        "announce": {f"torn:0:p{s}" for s in range(4)},
-    }
+    with deadly_trainers(torn, tmp_path / "log") as die_at:
+        for event, name in MOMENTS:
+            # The first announcement is that of the version it begins with.
+            announces = name in ("Publisher.announce", "Publisher._stage", "publish_version")
+            assert die_at(event, name, 2 if announces else 1) == -signal.SIGKILL, name
+            found = CheckpointStore(torn.run_folder / "checkpoints", 9).newest()
+            durable = found[0].fates if found else {}
+            for group_id, fate in stream.fates().items():
+                assert fate is not Fate.TRAINED or durable[group_id] is Fate.TRAINED, name
     last = run_process("services", "trainer", *flags(torn))
     assert last.returncode == 0, last.stderr
 
-    expected = {f"torn:0:p{s}": Fate.TRAINED for s in range(6)} | {"torn:0:p6": Fate.SURPLUS}
-    assert stream.fates() == expected
-    assert (stream.cursor(), stream.outstanding()) == (NUM_GROUPS, 0)
+    surplus = f"torn:0:p{num_groups - 1}"
+    expected = {f"torn:0:p{s}": Fate.TRAINED for s in range(2 * NUM_STEPS)}
+    assert stream.fates() == expected | {surplus: Fate.SURPLUS}
+    assert (stream.cursor(), stream.outstanding()) == (num_groups, 0)
     assert stream.state() is RunState.FINISHED
-    assert [s["step"] for s in steps_of(torn)] == [1, 2, 3]
-    ours, theirs = final_state(torn), final_state(whole)
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    assert sorted(p.name for p in (torn.weights_root / "torn").iterdir()) == [
-        f"{version:06d}" for version in range(4)
-    ]
+    assert [s["step"] for s in steps_of(torn)] == list(range(1, NUM_STEPS + 1))
+    assert final_state(torn).keys() == final_state(whole).keys()
+    assert all(torch.equal(v, final_state(whole)[k]) for k, v in final_state(torn).items())
+    for version in range(NUM_STEPS + 1):
+        ours, theirs = (
+            s.weights_root / s.run / f"{version:06d}" / "model.safetensors" for s in (torn, whole)
+        )
+        assert ours.read_bytes() == theirs.read_bytes()
 
 
 def test_sigterm_ends_a_waiting_trainer_cleanly_and_its_probes_answer_before(
