@@ -125,9 +125,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, default=FOLDER)
     parser.add_argument("--out", type=Path, default=RECORDED / "demo.zip")
     args = parser.parse_args(argv)
-    flags = {"groups": args.groups, "group-size": args.group_size, "max-turns": args.max_turns}
+    flags: dict[str, object] = {"groups": args.groups, "group-size": args.group_size, "max-turns": args.max_turns}
     if args.view_px is not None:
         flags["view-px"] = args.view_px
+    if args.model != TRAINED:
+        flags["model"] = args.model.relative_to(Path.cwd()) if args.model.is_absolute() else args.model
     told = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
     recording = run(args, shlex.join(["python", "-m", "benchmarks.record", *told]))
     recording.write(args.out)
