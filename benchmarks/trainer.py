@@ -181,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.trainer", description=__doc__)
     parser.add_argument("--repeats", type=int, default=3, help="pairs per way; others have fewer")
     parser.add_argument("--recording", default="demo", help="a file in benchmarks/recorded")
-    parser.add_argument("--groups", type=int, default=2, help="of the recording, in one step")
+    parser.add_argument("--groups", type=int, default=1, help="of the recording, in one step")
     parser.add_argument("--group-size", type=int, help="trajectories of each; unset takes all")
     parser.add_argument("--view-px", type=int, default=672)
     parser.add_argument("--brief", action="store_true", help="without other groups")
