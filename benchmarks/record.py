@@ -125,12 +125,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, default=FOLDER)
     parser.add_argument("--out", type=Path, default=RECORDED / "demo.zip")
     args = parser.parse_args(argv)
-    flags: dict[str, object] = {"groups": args.groups, "group-size": args.group_size, "max-turns": args.max_turns}
-    if args.view_px is not None:
-        flags["view-px"] = args.view_px
-    if args.model != TRAINED:
-        flags["model"] = args.model.relative_to(Path.cwd()) if args.model.is_absolute() else args.model
-    told = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+    names = ("groups", "group_size", "max_turns", "view_px", "model")
+    flags = {name: getattr(args, name) for name in names}
+    if args.model == TRAINED:
+        flags["model"] = None
+    told = [
+        part
+        for name, value in flags.items()
+        if value is not None
+        for part in (f"--{name.replace('_', '-')}", str(value))
+    ]
     recording = run(args, shlex.join(["python", "-m", "benchmarks.record", *told]))
     recording.write(args.out)
     size_kib = args.out.stat().st_size / 1024

@@ -27,9 +27,7 @@ class Recording:
     """The command."""
 
     @classmethod
-    def of(
-        cls, groups: Sequence[TrajectoryGroup], blobs: BlobStore, made_by: str
-    ) -> "Recording":
+    def of(cls, groups: Sequence[TrajectoryGroup], blobs: BlobStore, made_by: str) -> "Recording":
         """With the images that they show. Raises `BlobError`."""
         names = sorted({span.image for group in groups for span in shown_images(group)})
         return cls(list(groups), {name: blobs.get(name) for name in names}, made_by)

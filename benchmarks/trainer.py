@@ -7,12 +7,15 @@ compared before anything is timed. Every way puts its batch together within its 
 patches included; TRL computes so many trajectories at a time as are fastest for it.
 
 What is judged are recorded groups of the trained tiny policy (16 trajectories, two turns, a crop)
-with their view drawn at 672 px. Beside it stand the bound that the numbers of tokens give, if a
-token cost the same everywhere, and the same groups as they were recorded, other groups, parts of a
-larger group, and views of other sizes.
+with their view drawn at 672 px. Beside it stand two bounds: tokens one by one over distinct ones,
+which is the ratio if a token cost the same everywhere and images nothing, and the ratio of the
+arithmetic, which counts images too; the latter also for Qwen's sizes, where nothing is measured.
+Then the same groups as they were recorded, other groups, parts of a larger group, and views of
+other sizes.
 """
 
 import argparse
+import functools
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -24,8 +27,11 @@ import torch
 from benchmarks.groups import MadeUp, Recorded, Shape
 from benchmarks.outcome import Figure, Outcome, make_outcome, print_outcome
 from benchmarks.pairs import Pairs, Spread, measure_calls
+from benchmarks.qwen import Size, config_of
 from benchmarks.services import TRAINED
 from benchmarks.ways import OTHERS, Ways
+from services.trainer.dry_run.flops import StepFlops
+from services.trainer.dry_run.shape import ModelShape, shape_of
 from shared.blobs import BlobStore
 
 AIM = ">= 3"
@@ -71,6 +77,10 @@ class Measured:
     num_trajectories: int
     token_ratio: float
     micro_batch: int
+    flops: dict[str, StepFlops]
+    """By way; packed stands for padded, alone for TRL."""
+    arithmetic: dict[str, float]
+    """FLOPs of packed over those of trees, by published size."""
     differences: dict[str, float]
     """‖Δg‖/‖g‖ of each way, trees among them, against padded."""
 
@@ -79,6 +89,10 @@ class Measured:
         """Trees against the better of those that share images."""
         shared = (self.pairs["padded"].ratio(), self.pairs["packed"].ratio())
         return min(shared, key=lambda spread: spread.median)
+
+    def bound(self, way: str) -> float:
+        """What a way computes over what trees compute."""
+        return _ratio_of(self.flops, way)
 
     def detail(self) -> dict[str, Any]:
         """What helps to read it."""
@@ -94,6 +108,10 @@ class Measured:
             "trajectories_per_s": {
                 way: self.num_trajectories / spread.median for way, spread in seconds.items()
             },
+            "flops_ratio": self.bound("packed"),
+            "flops_ratio_to_alone": self.bound("alone"),
+            "flops_ratio_by_size": self.arithmetic,
+            "gflops": {way: asdict(f) for way, f in _in_giga(self.flops).items()},
             "trl_micro_batch": self.micro_batch,
             "gradient_difference": max(self.differences.values()),
             "gradient_difference_of_trl": self.differences["trl"],
@@ -126,6 +144,11 @@ def measure(model: Path, plan: Plan, title: str) -> Measured:
             num_trajectories=len(ways.samples),
             token_ratio=ways.token_ratio(),
             micro_batch=ways.micro_batch,
+            flops=ways.flops(shape_of(ways.policy.model.config)),
+            arithmetic={
+                size.value: _ratio_of(ways.flops(shape), "packed")
+                for size, shape in _published_shapes(model).items()
+            },
             differences=differences,
         )
 
@@ -150,6 +173,12 @@ def run(args: argparse.Namespace) -> Outcome:
             ),
             Figure("trainer, images per trajectory", _ratio(judged, "alone"), "x padded"),
             Figure("trainer, tokens", judged.token_ratio, "x fewer"),
+            Figure("trainer, arithmetic", judged.bound("packed"), "x fewer FLOPs"),
+            Figure("trainer, arithmetic over TRL", judged.bound("alone"), "x fewer FLOPs"),
+            *(
+                Figure(f"trainer, arithmetic of {size.upper()}", ratio, "x fewer FLOPs, counted")
+                for size, ratio in judged.arithmetic.items()
+            ),
             *(figure for name, m in measured.items() for figure in _figures(name, m)),
         ],
         detail={
@@ -160,6 +189,25 @@ def run(args: argparse.Namespace) -> Outcome:
             "repeats": args.repeats,
         },
     )
+
+
+def _ratio_of(flops: dict[str, StepFlops], way: str) -> float:
+    return flops[way].total / flops["trees"].total
+
+
+@functools.cache
+def _published_shapes(model: Path) -> dict[Size, ModelShape]:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    return {s: shape_of(config_of(s, tokenizer)) for s in (Size.QWEN_3B, Size.QWEN_7B)}
+
+
+def _in_giga(flops: dict[str, StepFlops]) -> dict[str, StepFlops]:
+    return {
+        way: StepFlops(**{part: n / 1e9 for part, n in asdict(of_way).items()})
+        for way, of_way in flops.items()
+    }
 
 
 _UNIT = "x the better of padded and packed"

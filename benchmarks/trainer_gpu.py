@@ -267,8 +267,7 @@ def measure(size: str, device: Device, args: argparse.Namespace) -> dict[str, An
             ),
             "trajectories": step.num_trajectories,
             **{
-                way: numbers[way].detail(step.num_trajectories, device.peak_tflops)
-                for way in _WAYS
+                way: numbers[way].detail(step.num_trajectories, device.peak_tflops) for way in _WAYS
             },
         }
 

@@ -22,6 +22,7 @@ out, `step_with_old` has it.
 """
 
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,13 +38,18 @@ declare_missing_operators()
 
 from datasets import Dataset  # noqa: E402 - the operators must be declared first
 from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: E402
-from trl import GRPOConfig, GRPOTrainer  # noqa: E402
-from trl.trainer.utils import (  # noqa: E402
-    pad,
-    split_pixel_values_by_grid,
-    split_tensor_dict,
-    unsplit_pixel_values_by_grid,
-)
+
+with warnings.catch_warnings():
+    # TRL would generate with another version of vLLM, which here generates nothing; what it
+    # imports uses deprecated parts of torch.
+    warnings.simplefilter("ignore")
+    from trl import GRPOConfig, GRPOTrainer
+    from trl.trainer.utils import (
+        pad,
+        split_pixel_values_by_grid,
+        split_tensor_dict,
+        unsplit_pixel_values_by_grid,
+    )
 
 _IMPOSSIBLE = -1e4
 """Of a logit: e to this is 0, and 0 · ln 0 stays out of TRL's entropies."""

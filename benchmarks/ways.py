@@ -16,8 +16,11 @@ from typing import Any
 
 import torch
 
+from benchmarks.arithmetic import step_flops
 from benchmarks.trl_step import TrlStep
 from services.trainer.batch import collate, collect_images
+from services.trainer.dry_run.flops import StepFlops
+from services.trainer.dry_run.shape import ModelShape
 from services.trainer.images import ImageSource
 from services.trainer.loss import ClipRange, Loss, Objective, token_loss, token_weights
 from services.trainer.model import Policy
@@ -98,6 +101,18 @@ class Ways:
         whole = sum(len(sample.input_ids) for sample in self.samples)
         packs = [pack for bundle in self._bundles(self.groups) for pack in bundle]
         return whole / sum(tree.num_tokens for pack in packs for tree in pack)
+
+    def flops(self, shape: ModelShape) -> dict[str, StepFlops]:
+        """Of trees, of whole trajectories that share images (packed), and of such that do not.
+
+        With a model of this shape.
+        """
+        whole = self._bundles([[sample] for sample in self.samples])
+        return {
+            "trees": step_flops(shape, self.groups, self._bundles(self.groups)),
+            "packed": step_flops(shape, self.groups, whole),
+            "alone": step_flops(shape, self.groups, whole, share_images=False),
+        }
 
     def _fastest_micro_batch(self) -> int:
         """Trajectories that TRL computes at a time: a whole group, a quarter of it, or one."""
