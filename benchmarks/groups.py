@@ -1,9 +1,9 @@
 """Groups for the trainer's benchmark: recorded ones, and made-up ones of a chosen shape.
 
 Recorded groups can be shown a larger view than they were made with, and be cut to a part of their
-trajectories. The tiny policy cannot be run at 672 px itself: it has only ever seen 168 px, and
-answers such a view with a closing tag. So the view of a recorded group is drawn larger afterwards;
-turns, forks, crops and the length of all texts stay what they were.
+trajectories. The tiny policy cannot be run at 672 px itself: it has only ever seen 168 px, and a
+copy of it whose manifest allows larger views answers them with a closing tag. So the view of a
+recorded group is drawn larger afterwards; turns, forks, crops and all texts stay what they were.
 
 Made-up groups are shaped as EVR makes them: half of the trajectories bases, half branches at their
 calls. Texts are the agent's own wording with thoughts of a chosen length, images are noise: what a

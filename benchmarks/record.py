@@ -2,19 +2,14 @@
 
 Real policy (vLLM on CPU), zoom and cca, and the function that makes groups in the rollout worker,
 with the demo's numbers. Groups whose rewards are equal would be skipped by the trainer, so others
-are made in their place. With `--view-px` the same weights are served from a copy of the checkpoint
-whose manifest and image processor allow such views; the policy was never trained on them, so it
-looks at the wrong places, but calls, crops and forks come about as always.
+are made in their place.
 """
 
 import argparse
 import asyncio
-import json
 import shlex
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from prometheus_client import CollectorRegistry
 
@@ -34,28 +29,6 @@ from shared.trajectory import TrajectoryGroup, make_group_id
 RUN = "recording"
 _MOST_PER_GROUP = 8
 """Problems tried for each group that is wanted."""
-
-
-def with_view(checkpoint: Path, side_px: int, folder: Path) -> Path:
-    """A copy of a checkpoint that is shown square views of this side."""
-    copied = folder / f"view-{side_px}"
-    shutil.rmtree(copied, ignore_errors=True)
-    shutil.copytree(checkpoint, copied)
-    num_pixels = side_px**2
-
-    def edit(name: str, *keys: str, **values: int) -> None:
-        path = copied / name
-        document: dict[str, Any] = json.loads(path.read_text())
-        place = document
-        for key in keys:
-            place = place[key]
-        place.update(values)
-        path.write_text(json.dumps(document, indent=1))
-
-    edit("medvr.json", "view", min_pixels=num_pixels, max_pixels=num_pixels)
-    edit("preprocessor_config.json", "size", longest_edge=num_pixels)
-    edit("processor_config.json", "image_processor", "size", longest_edge=num_pixels)
-    return copied
 
 
 async def make_groups(
@@ -87,10 +60,7 @@ def run(args: argparse.Namespace, made_by: str) -> Recording:
     """Start the services, make the groups, stop them."""
     plan = DemoPlan().rollout
     with benchmark_stack("record", args.folder) as (stack, lines):
-        model = args.model
-        if args.view_px is not None:
-            model = with_view(model, args.view_px, lines.paths.root)
-        stack.start(policy_spec(lines, model), lines.zoom(), lines.cca())
+        stack.start(policy_spec(lines, args.model), lines.zoom(), lines.cca())
         settings = RolloutSettings(
             policy_url=lines.policy_url,
             zoom_url=lines.zoom_url,
@@ -120,12 +90,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--groups", type=int, default=4)
     parser.add_argument("--group-size", type=int, default=plan.group_size)
     parser.add_argument("--max-turns", type=int, default=plan.max_turns)
-    parser.add_argument("--view-px", type=int, help="side of the view; unset means the policy's")
     parser.add_argument("--model", type=Path, default=TRAINED, help="checkpoint to serve")
     parser.add_argument("--folder", type=Path, default=FOLDER)
     parser.add_argument("--out", type=Path, default=RECORDED / "demo.zip")
     args = parser.parse_args(argv)
-    names = ("groups", "group_size", "max_turns", "view_px", "model")
+    names = ("groups", "group_size", "max_turns", "model")
     flags = {name: getattr(args, name) for name in names}
     if args.model == TRAINED:
         flags["model"] = None

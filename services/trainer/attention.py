@@ -115,7 +115,7 @@ class _ByNodes(torch.autograd.Function):
             )
             for total, part, at in zip(grads, parts, (queries, keys, keys), strict=True):
                 total[:, at] += part[0]
-        return (*grads, None, None)
+        return grads[0], grads[1], grads[2], None, None
 
 
 def _merge(seen_HQD: Tensor, sums_HQ: Tensor, part_HQD: Tensor, part_HQ: Tensor) -> None:

@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import cca, entropy, loop, rollout, trainer, trainer_gpu, zoom
+from benchmarks import cca, entropy, loop, record, rollout, trainer, trainer_gpu, zoom
 from benchmarks.__main__ import NAMES
 from benchmarks.__main__ import main as run_all
 from benchmarks.outcome import Outcome, decode_outcome
+from benchmarks.recording import Recording
 from benchmarks.results import read_results
+from benchmarks.services import CHECKPOINT
 from benchmarks.ways import OTHERS
 
 Main = Callable[[Sequence[str]], None]
@@ -84,6 +86,21 @@ def test_trainer_compares_equal_gradients(capsys: pytest.CaptureFixture[str]) ->
     assert set(judged["seconds"]) == {"trees", *OTHERS}
     assert 1 < judged["flops_ratio"] < judged["tokens_one_by_one_over_distinct"]
     assert judged["flops_ratio"] < judged["flops_ratio_by_size"]["7b"]
+
+
+@pytest.mark.timeout(900)
+def test_recorded_groups_are_kept_with_what_they_show(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "out.zip"
+    flags = ("--groups", 1, "--group-size", 4, "--model", CHECKPOINT, "--folder", tmp_path)
+    record.main([str(flag) for flag in (*flags, "--out", out)])
+    assert capsys.readouterr().out.startswith(f"{out}: 1 groups, ")
+    recording = Recording.read(out)
+    (group,) = recording.groups
+    assert len(group.trajectories) == 4
+    assert len({t.reward.total for t in group.trajectories if t.reward}) > 1
+    assert recording.made_by.endswith(f"--group-size 4 --max-turns 3 --model {CHECKPOINT}")
 
 
 def test_trainer_on_cuda_says_that_it_needs_a_cuda_device(
