@@ -19,11 +19,12 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.recording import FOLDER, Recording
+from services.trainer.sample import ModelLimits, TrainingSample, build_samples
 from shared.blobs import BlobStore
 from shared.geometry import ImageSize
 from shared.render import encode_png
 from shared.trajectory import ImageSpan, Trajectory, TrajectoryGroup, Turn
-from tests.trainer.groups import GroupBuilder, rewarded
+from tests.trainer.groups import GroupBuilder
 
 _WORDS = ("a", "ring", "near", "the", "left", "edge", "of", "it")
 
@@ -79,10 +80,7 @@ def with_view(group: TrajectoryGroup, side_px: int, blobs: BlobStore) -> Traject
 
 
 def part_of(group: TrajectoryGroup, group_size: int) -> TrajectoryGroup:
-    """Some of its trajectories: branches in turn, with those they stem from, then bases.
-
-    They are rewarded in turn with 1.5 and 0: a part may otherwise carry no signal.
-    """
+    """Some of its trajectories: branches in turn, with those they stem from, then bases."""
     by_id = {trajectory.trajectory_id: trajectory for trajectory in group.trajectories}
     branches = [t for t in group.trajectories if t.parent_id is not None]
     kept: set[str] = set()
@@ -91,13 +89,7 @@ def part_of(group: TrajectoryGroup, group_size: int) -> TrajectoryGroup:
         if len(kept) + len(line) <= group_size:
             kept |= line
     chosen = [t for t in group.trajectories if t.trajectory_id in kept]
-    return msgspec.structs.replace(
-        group,
-        trajectories=[
-            msgspec.structs.replace(t, reward=rewarded(0.0 if i % 2 else 1.5))
-            for i, t in enumerate(chosen)
-        ],
-    )
+    return msgspec.structs.replace(group, trajectories=chosen)
 
 
 def _line_of(trajectory: Trajectory, by_id: dict[str, Trajectory]) -> set[str]:
@@ -137,11 +129,18 @@ def shaped_group(builder: GroupBuilder, seed: int, shape: Shape) -> TrajectoryGr
         plain,
         prompt=prompt,
         view_size=view.size,
-        trajectories=[
-            msgspec.structs.replace(trajectory, reward=rewarded(1.5 if index % 3 else 0.0))
-            for index, trajectory in enumerate([*bases, *branches])
-        ],
+        trajectories=[*bases, *branches],
     )
+
+
+def training_samples(group: TrajectoryGroup, limits: ModelLimits) -> list[TrainingSample]:
+    """The samples of a group, with made-up advantages.
+
+    A part of a group may have none, and where a branch wrote what its parent wrote, advantages of
+    the same size leave nothing of their gradients to compare.
+    """
+    advantages = np.random.default_rng(0).normal(size=len(group.trajectories)).tolist()
+    return build_samples(group, advantages, limits)
 
 
 def _attempt(builder: GroupBuilder, seed: int, index: int, shape: Shape) -> Trajectory:

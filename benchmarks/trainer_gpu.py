@@ -117,14 +117,13 @@ class Step:
     def __init__(self, size: str, device: Device, args: argparse.Namespace, folder: Path) -> None:
         from transformers import AutoTokenizer
 
-        from benchmarks.groups import MadeUp, Shape
+        from benchmarks.groups import MadeUp, Shape, training_samples
         from benchmarks.qwen import Size, config_of, random_model
         from benchmarks.services import CHECKPOINT
         from services.trainer.dry_run.shape import shape_of
         from services.trainer.images import ImageSource
         from services.trainer.model import Policy, fit_for_trees, read_limits
         from services.trainer.optimizer import build_optimizer
-        from services.trainer.sample import build_group
         from shared.blobs import BlobStore
 
         self.device = device
@@ -145,7 +144,7 @@ class Step:
         shape = Shape(args.view_px, args.crop_px, args.group_size, args.zooms, args.thought_words)
         blobs = BlobStore(str(folder))
         groups = MadeUp(shape, args.groups).groups(CHECKPOINT, blobs)
-        built = [build_group(group, limits, divide=True).samples for group in groups]
+        built = [training_samples(group, limits) for group in groups]
         num = sum(map(len, built))
         self.groups = [[_weighted(sample, num) for sample in samples] for samples in built]
         self.images = ImageSource(blobs, CHECKPOINT)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks.arithmetic import step_flops
+from benchmarks.groups import training_samples
 from benchmarks.trl_step import TrlStep
 from services.trainer.batch import collate, collect_images
 from services.trainer.dry_run.flops import StepFlops
@@ -25,7 +26,7 @@ from services.trainer.images import ImageSource
 from services.trainer.loss import ClipRange, Loss, Objective, token_loss, token_weights
 from services.trainer.model import Policy
 from services.trainer.packing import Bundle, pack_groups
-from services.trainer.sample import TrainingSample, build_group
+from services.trainer.sample import TrainingSample
 from shared.blobs import BlobStore
 from shared.trajectory import TrajectoryGroup
 from tests.trainer import oracle
@@ -45,7 +46,7 @@ class Ways:
     def __init__(self, model: Path, groups: Sequence[TrajectoryGroup], blobs: BlobStore) -> None:
         self.policy = Policy.load(model, CPU)
         self._images = ImageSource(blobs, model)
-        samples = [build_group(g, self.policy.limits, divide=True).samples for g in groups]
+        samples = [training_samples(group, self.policy.limits) for group in groups]
         weights = iter(token_weights([s.num_trained_tokens for group in samples for s in group]))
         self.groups = [[replace(s, token_weight=next(weights)) for s in g] for g in samples]
         self._images.hold(span for s in self.samples for span in s.images)
@@ -115,10 +116,10 @@ class Ways:
         }
 
     def _fastest_micro_batch(self) -> int:
-        """Trajectories that TRL computes at a time: a whole group, a quarter of it, or one."""
+        """Trajectories that TRL computes at a time: a whole group, or one."""
         size = len(self.groups[0])
         took: dict[int, float] = {}
-        for num in {size, size // 4 if size % 4 == 0 else 1, 1}:
+        for num in {size, 1}:
             started = time.thread_time()
             self._trl.step(self.groups[:1], num)
             took[num] = time.thread_time() - started
