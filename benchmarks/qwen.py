@@ -8,9 +8,17 @@ from enum import StrEnum
 from typing import Any
 
 import torch
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from services.trainer.tiny.architecture import build_config
+from services.trainer.torchvision_ops import declare_missing_operators
+
+declare_missing_operators()
+
+from transformers import (  # noqa: E402 - the operators must be declared first
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+)
+
+from services.trainer.tiny.architecture import build_config  # noqa: E402
 
 
 class Size(StrEnum):
