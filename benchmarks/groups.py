@@ -139,7 +139,7 @@ def training_samples(group: TrajectoryGroup, limits: ModelLimits) -> list[Traini
     A part of a group may have none, and where a branch wrote what its parent wrote, advantages of
     the same size leave nothing of their gradients to compare.
     """
-    advantages = np.random.default_rng(0).normal(size=len(group.trajectories)).tolist()
+    advantages = np.random.default_rng(1).normal(size=len(group.trajectories)).tolist()
     return build_samples(group, advantages, limits)
 
 

@@ -37,7 +37,11 @@ from services.trainer.torchvision_ops import declare_missing_operators
 declare_missing_operators()
 
 from datasets import Dataset  # noqa: E402 - the operators must be declared first
-from transformers import AutoModelForImageTextToText, AutoProcessor  # noqa: E402
+from transformers import (  # noqa: E402
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PreTrainedModel,
+)
 
 with warnings.catch_warnings():
     # TRL would generate with another version of vLLM, which here generates nothing; what it
@@ -58,7 +62,7 @@ Inputs = dict[str, Any]
 """As TRL has it."""
 
 
-def make_trainer(folder: Path, checkpoint: Path | None, model: nn.Module, **settings: Any) -> Any:
+def make_trainer(folder: Path, checkpoint: Path, model: PreTrainedModel, **settings: Any) -> Any:
     """A `GRPOTrainer` that is never told to train: on CPU, float32, the loss of METHOD.md."""
     config = GRPOConfig(
         str(folder),
@@ -67,17 +71,16 @@ def make_trainer(folder: Path, checkpoint: Path | None, model: nn.Module, **sett
         gradient_checkpointing=False,
         report_to="none",
         beta=0.0,
-        loss_type=settings.pop("loss_type", "grpo"),
         epsilon=0.2,
         epsilon_high=0.28,
-        **settings,
+        **{"loss_type": "grpo", **settings},
     )
     return GRPOTrainer(
         model=model,
         reward_funcs=lambda completions, **_: [0.0] * len(completions),
         args=config,
         train_dataset=Dataset.from_dict({"prompt": ["none"]}),
-        processing_class=None if checkpoint is None else AutoProcessor.from_pretrained(checkpoint),
+        processing_class=AutoProcessor.from_pretrained(checkpoint),
     )
 
 
