@@ -13,6 +13,8 @@ import psutil
 from benchmarks.cpu import num_processors
 from benchmarks.outcome import Figure, Outcome
 
+FOLDER = Path(__file__).parent / "results"
+
 _BEGIN = "<!-- table: made by `make bench` -->"
 _END = "<!-- end of table -->"
 

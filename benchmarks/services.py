@@ -17,6 +17,7 @@ FOLDER = Path(".medvr/benchmarks")
 """Blobs, logs and problem sets of benchmarks; a demo beside it is not touched."""
 
 CHECKPOINT = TINY / "base"
+TRAINED = TINY / "trained"
 MAX_NUM_SEQS = 64
 CLINIC_PORT = 18_080
 

@@ -80,6 +80,13 @@ def read_limits(checkpoint: Path, model: PreTrainedModel) -> ModelLimits:
     )
 
 
+def fit_for_trees(model: PreTrainedModel) -> None:
+    """Let the text model see trees; without one it attends as sdpa does."""
+    patches = model.model.visual.patch_embed
+    patches.forward = functools.partial(_embed_patches, patches.proj)
+    model.model.language_model.config._attn_implementation = NAME
+
+
 class Policy(nn.Module):
     """π_θ, or π_ref when frozen."""
 
@@ -120,10 +127,7 @@ class Policy(nn.Module):
             raise WeightsError(
                 f"{checkpoint} is a {model.config.model_type}; accepted: {', '.join(MODEL_TYPES)}"
             )
-        patches = model.model.visual.patch_embed
-        patches.forward = functools.partial(_embed_patches, patches.proj)
-        # The text model alone sees trees; without one this is sdpa.
-        model.model.language_model.config._attn_implementation = NAME
+        fit_for_trees(model)
         model.eval()
         if gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -5,11 +5,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks import cca, entropy, loop, rollout, trainer, zoom
+from benchmarks import cca, entropy, loop, record, rollout, trainer, trainer_gpu, zoom
 from benchmarks.__main__ import NAMES
 from benchmarks.__main__ import main as run_all
 from benchmarks.outcome import Outcome, decode_outcome
+from benchmarks.recording import Recording
+from benchmarks.results import read_results
+from benchmarks.services import CHECKPOINT
+from benchmarks.ways import OTHERS
 
 Main = Callable[[Sequence[str]], None]
 
@@ -71,12 +76,65 @@ def test_loop_says_where_the_time_goes(capsys: pytest.CaptureFixture[str], tmp_p
 
 
 def test_trainer_compares_equal_gradients(capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ("--view-px", 112, "--crop-px", 56, "--group-size", 4, "--thought-words", 2)
-    outcome = outcome_of(
-        trainer.main, *flags, "--repeats", 1, "--groups", 1, "--brief", capsys=capsys
-    )
-    assert outcome.detail["judged"]["gradient_difference"] < 1e-4
-    assert outcome.detail["judged"]["tokens_one_by_one_over_distinct"] > 1.5
+    flags = ("--view-px", 112, "--group-size", 4, "--repeats", 1, "--brief")
+    outcome = outcome_of(trainer.main, *flags, capsys=capsys)
+    judged = outcome.detail["judged"]
+    assert judged["gradient_difference"] < 1e-4
+    assert judged["gradient_difference_of_trl"] < 1e-4
+    assert judged["trajectories"] == 4
+    assert judged["tokens_one_by_one_over_distinct"] > 1.2
+    assert set(judged["seconds"]) == {"trees", *OTHERS}
+    assert 1 < judged["flops_ratio"] < judged["tokens_one_by_one_over_distinct"]
+    assert judged["flops_ratio"] < judged["flops_ratio_by_size"]["7b"]
+
+
+@pytest.mark.timeout(900)
+def test_recorded_groups_are_kept_with_what_they_show(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "out.zip"
+    flags = ("--groups", 1, "--group-size", 4, "--model", CHECKPOINT, "--folder", tmp_path)
+    record.main([str(flag) for flag in (*flags, "--out", out)])
+    assert capsys.readouterr().out.startswith(f"{out}: 1 groups, ")
+    recording = Recording.read(out)
+    (group,) = recording.groups
+    assert len(group.trajectories) == 4
+    assert len({t.reward.total for t in group.trajectories if t.reward}) > 1
+    assert recording.made_by.endswith(f"--group-size 4 --max-turns 3 --model {CHECKPOINT}")
+
+
+def test_trainer_on_cuda_says_that_it_needs_a_cuda_device(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(SystemExit) as stopped:
+        trainer_gpu.main([])
+    assert stopped.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: benchmarks.trainer_gpu needs a CUDA device")
+
+
+@pytest.mark.parametrize("adapters", [(), ("--lora",)])
+def test_trainer_on_cuda_computes_the_same_both_ways(
+    adapters: tuple[str, ...], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    flags = ("--device", "cpu", "--shape", "tiny", "--view-px", 168, "--crop-px", 56)
+    small = ("--group-size", 4, "--thought-words", 4, "--repeats", 1, "--results", tmp_path)
+    outcome = outcome_of(trainer_gpu.main, *flags, *small, *adapters, capsys=capsys)
+    found = outcome.detail["tiny"]
+    trees, packed = found["trees"], found["packed"]
+    assert trees["mean_logprob"] == pytest.approx(packed["mean_logprob"], rel=1e-3)
+    assert trees["grad_norm"] == pytest.approx(packed["grad_norm"], rel=1e-3)
+    assert packed["tokens"] > 1.5 * trees["tokens"]
+    assert trees["peak_memory_gib"] > 0
+    assert trees["mfu"] is None, "nobody states a processor's peak"
+    is_part = found["trained_parameters"] < found["parameters"] / 10
+    assert is_part == bool(adapters)
+    (kept,) = read_results(tmp_path, ["trainer_gpu"])
+    assert kept.outcome == outcome
+    assert kept.machine.startswith("CPU beside ")
 
 
 def test_a_name_that_is_no_benchmark_is_refused_with_those_there_are(

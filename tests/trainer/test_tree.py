@@ -12,7 +12,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from services.trainer.attention import alike
 from services.trainer.batch import collate, collect_images
 from services.trainer.images import ImageSource
 from services.trainer.loss import ClipRange, Loss, Objective, token_loss
@@ -281,12 +280,22 @@ def test_a_tree_over_the_budget_is_split_by_trajectories(both: Both) -> None:
     assert [len(pack) for pack in fill(trees, 2 * trees[0].num_tokens)] == [2, 2]
 
 
-@given(st.lists(st.tuples(st.integers(1, 300), st.integers(0, 900)), min_size=1, max_size=60))
-def test_nodes_that_are_computed_together_waste_little(sizes: list[tuple[int, int]]) -> None:
-    nodes = [(own, own + before) for own, before in sizes]
-    groups = alike(nodes)
-    assert sorted(i for group in groups for i in group) == list(range(len(nodes)))
-    for group in groups:
-        queries, keys = zip(*(nodes[i] for i in group), strict=True)
-        useful = sum(q * k for q, k in zip(queries, keys, strict=True))
-        assert len(group) * max(queries) * max(keys) <= 1.25 * useful + 4096
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(drawn=st.lists(origins(), min_size=1, max_size=3))
+def test_each_token_sees_each_token_of_its_past_in_one_part(
+    both: Both, drawn: list[list[Origin]]
+) -> None:
+    pack = [
+        build_tree(both.samples(seed, group), both.image_token_id)
+        for seed, group in enumerate(drawn)
+    ]
+    rows = {span.image: range(span.size.num_image_tokens) for t in pack for span in t.images}
+    layout = collate(pack, rows, image_token_id=both.image_token_id, device=CPU).layout
+    starts = [0, *np.cumsum([tree.num_tokens for tree in pack])]
+    ends = [e + at for at, t in zip(starts, pack, strict=False) for e in t.subtree_end]
+    query, key = np.mgrid[: len(ends), : len(ends)]
+    times_seen = np.zeros(query.shape, dtype=int)
+    for queries, keys, is_causal in layout.parts:
+        seen = times_seen[queries, keys]
+        seen += np.tri(*seen.shape, dtype=int) if is_causal else 1
+    np.testing.assert_array_equal(times_seen, (key <= query) & (query < np.array(ends)[key]))
