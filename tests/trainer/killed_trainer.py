@@ -14,7 +14,8 @@ import threading
 from types import FrameType
 from typing import Any
 
-import shared.service.serve  # noqa: F401 - all that a trainer imports, once
+import services.trainer.assembly  # noqa: F401 - what a trainer imports, once
+import shared.service.serve  # noqa: F401
 from services.trainer.__main__ import run_trainer
 from services.trainer.settings import TrainerSettings
 

@@ -48,16 +48,14 @@ def run_settings(
 
 def flags(settings: TrainerSettings) -> list[str]:
     """The settings as a command line."""
-    names = (
-        "model", "run", "run_root", "weights_root", "blob_url", "redis_url", "groups_per_step",
-        "max_outstanding", "max_off_policy_steps", "pack_tokens", "max_steps", "lr", "kl_beta",
-        "threads", "probe_port", "keep_versions", "lora_rank",
-    )  # fmt: skip
-    return [
-        text
-        for name in names
-        for text in (f"--{name.replace('_', '-')}", str(getattr(settings, name)))
-    ]
+    given: list[str] = []
+    for name in sorted(settings.model_fields_set):
+        value, flag = getattr(settings, name), name.replace("_", "-")
+        if isinstance(value, bool):
+            given.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            given += [f"--{flag}", str(value)]
+    return given
 
 
 def feed(stream: RunStream, *groups: TrajectoryGroup) -> None:
