@@ -298,3 +298,18 @@ class RunStream:
     def length(self) -> int:
         """Groups waiting on the stream (read but unsettled ones included)."""
         return self.client.xlen(self.groups_key)
+
+    def lag(self) -> int:
+        """Groups on the stream that the trainer has not read."""
+        groups = cast("list[dict[str, object]]", self.client.xinfo_groups(self.groups_key))
+        lag = next((g["lag"] for g in groups if g["name"] == CONSUMER_GROUP.encode()), None)
+        return int(cast("int | None", lag) or 0)
+
+    def oldest_age_s(self) -> float:
+        """How long the oldest group has been on the stream, by Redis's clock; 0 without one."""
+        first = cast("list[tuple[bytes, object]]", self.client.xrange(self.groups_key, count=1))
+        if not first:
+            return 0.0
+        seconds, microseconds = self.client.time()
+        appended_s = int(first[0][0].split(b"-")[0]) / 1e3
+        return max(0.0, seconds + microseconds / 1e6 - appended_s)

@@ -92,9 +92,14 @@ class Delivery:
         """Closed groups by fate, as far as the trainer knows."""
         return Counter(self._fates.values())
 
-    def queue_figures(self) -> tuple[int, int]:
-        """Groups on the stream, and groups without a fate."""
-        return self._patiently(self._stream.length), self._patiently(self._stream.outstanding)
+    def queue_figures(self) -> dict[str, float]:
+        """How the queue stands; named as in `StepRecord`."""
+        return {
+            "stream_length": self._patiently(self._stream.length),
+            "stream_lag": self._patiently(self._stream.lag),
+            "oldest_group_seconds": self._patiently(self._stream.oldest_age_s),
+            "outstanding": self._patiently(self._stream.outstanding),
+        }
 
     # -- groups in ------------------------------------------------------------------------------
 

@@ -83,7 +83,9 @@ class Intake:
             entry = self._delivery.next_entry(POLL_S)
             if entry is not None:
                 self._admit(entry, batch)
-            elif time.monotonic() - reported >= REPORT_S:
+                continue
+            self._recorder.set_queue(self._delivery.queue_figures())
+            if time.monotonic() - reported >= REPORT_S:
                 reported = time.monotonic()
                 logger.info("waiting for groups", extra={"missing": missing, "step": step})
         self._recorder.set_missing(0)

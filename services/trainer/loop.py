@@ -19,7 +19,13 @@ from services.trainer.intake import Batch, Intake, StaleRunError
 from services.trainer.metrics import Recorder
 from services.trainer.persistence import Persistence
 from services.trainer.publish import Publisher
-from services.trainer.record import StepRecord, describe_consumed, describe_trained, seconds_fields
+from services.trainer.record import (
+    StepRecord,
+    describe_consumed,
+    describe_trained,
+    percentile_fields,
+    seconds_fields,
+)
 from services.trainer.settings import TrainerSettings
 from services.trainer.step import Learner, StepAbandoned
 from shared.stream import Fate
@@ -154,11 +160,13 @@ class Trainer:
 
     def _describe(self, batch: Batch, figures: StepFigures) -> StepRecord:
         fates = self._delivery.num_by_fate()
-        stream_length, outstanding = self._delivery.queue_figures()
         seconds = {"wait": batch.seconds_wait, **figures.seconds, **self._seconds}
         fields: dict[str, float] = {
             **describe_consumed(batch.consumed),
             **describe_trained(batch.groups, batch.step),
+            **self._delivery.queue_figures(),
+            **percentile_fields("ratio", figures.ratio),
+            **percentile_fields("mismatch_ratio", figures.mismatch),
             **{f"groups_{fate.value}": fates[fate] for fate in Fate},
             **seconds_fields(seconds),
         }
@@ -175,9 +183,9 @@ class Trainer:
             grad_norm=figures.grad_norm,
             lr=figures.lr,
             tokens_trained=figures.num_tokens_trained,
+            tokens_computed=figures.num_tokens_computed,
+            tokens_saved=figures.num_tokens - figures.num_tokens_computed,
             trajectories_trained=figures.num_trajectories,
-            stream_length=stream_length,
-            outstanding=outstanding,
             **fields,  # pyright: ignore[reportArgumentType]
         )
         logger.info("step", extra={"step": self.step, "reward": round(record.reward, 4)})

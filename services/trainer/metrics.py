@@ -7,11 +7,12 @@ because it takes those steps again.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
+import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from torch.utils.tensorboard import SummaryWriter
 
@@ -45,6 +46,7 @@ class Recorder:
             buckets=(0, 1, 2, 3, 4, 6, 8, 16),
             registry=registry,
         )
+        self._staleness_steps: list[int] = []
         self._waiting = Gauge(
             f"{PREFIX}waiting_for_groups",
             "Groups still missing for the next step.",
@@ -69,10 +71,16 @@ class Recorder:
     def observe_staleness(self, steps: int) -> None:
         """A group was consumed this many steps after its oldest token."""
         self._staleness.observe(steps)
+        self._staleness_steps.append(steps)
 
     def set_missing(self, num_groups: int) -> None:
         """So many groups with signal are still missing for the next step."""
         self._waiting.set(num_groups)
+
+    def set_queue(self, figures: Mapping[str, float]) -> None:
+        """How the queue stands while the trainer waits; a step's record sets them too."""
+        for name, value in figures.items():
+            self._gauges[name].set(value)
 
     def write(self, record: StepRecord, consumed: Sequence[TrajectoryGroup]) -> None:
         """Put a step's figures everywhere, and where its groups looked beside them."""
@@ -81,6 +89,10 @@ class Recorder:
             value = float(getattr(record, name))
             self._gauges[name].set(value)
             self._board.add_scalar(f"{PREFIX}{name}", value, record.step)
+        if self._staleness_steps:
+            steps = np.array(self._staleness_steps)
+            self._board.add_histogram(f"{PREFIX}group_staleness", steps, record.step)
+            self._staleness_steps.clear()
         self._board.flush()
         _append(self._boxes, [GroupBoxes.of(group, record.step) for group in consumed])
         _append(self._steps, [record])

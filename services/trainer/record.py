@@ -70,12 +70,25 @@ class StepRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Mean |ln π_old − ln μ|; includes what staleness adds."""
     clip_fraction: float
     """Trained tokens whose clipped branch was the smaller; 0 with one update per batch."""
+    ratio_p1: float
+    """π_θ/π_old over trained tokens, percentiles 1, 50, 99; 1 with one update per batch."""
+    ratio_p50: float
+    ratio_p99: float
+    mismatch_ratio_p1: float
+    """π_old/μ over trained tokens, likewise."""
+    mismatch_ratio_p50: float
+    mismatch_ratio_p99: float
     is_cap_fraction: float
     """Trained tokens with π_old/μ over its cap."""
     grad_norm: float
-    """2-norm before clipping; with several updates per batch their mean, like the six above."""
+    """2-norm before clipping; with several updates per batch their mean, like the means above."""
     lr: float
     tokens_trained: int
+    """Of all trajectories, as the loss counts them."""
+    tokens_computed: int
+    """Distinct tokens of the trees, prompts and images included."""
+    tokens_saved: int
+    """That trajectories computed one by one would take beyond that."""
     trajectories_trained: int
 
     staleness: float
@@ -84,6 +97,10 @@ class StepRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Mean time a consumed group took to roll out."""
     stream_length: int
     """Groups on the stream after the update, unsettled ones included."""
+    stream_lag: int
+    """Of these, not yet read."""
+    oldest_group_seconds: float
+    """How long the oldest of them has been there."""
     outstanding: int
     """Fed groups without a fate after the update."""
     groups_trained: int
@@ -175,6 +192,12 @@ def describe_trained(groups: Sequence[TrainingGroup], step: int) -> dict[str, fl
         "advantage_spread": _mean(spreads),
         "staleness": _mean([step - g.group.oldest_version for g in groups]),
     }
+
+
+def percentile_fields(name: str, percentiles: Sequence[float]) -> dict[str, float]:
+    """Percentiles 1, 50 and 99 of something."""
+    places = ("p1", "p50", "p99")
+    return {f"{name}_{p}": value for p, value in zip(places, percentiles, strict=True)}
 
 
 def seconds_fields(seconds: Mapping[str, float]) -> dict[str, float]:

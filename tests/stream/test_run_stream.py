@@ -1,3 +1,4 @@
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -175,3 +176,21 @@ def test_nothing_is_marked_as_fed_in_a_finished_run(stream: RunStream) -> None:
     stream.finish()
     assert stream.mark_fed("g", 0) is False
     assert (stream.cursor(), stream.outstanding()) == (0, 0)
+
+
+def test_the_stream_tells_what_is_unread_and_how_long_the_oldest_has_waited(
+    valkey: redis.Redis,
+) -> None:
+    stream = RunStream(valkey, "r")
+    stream.open({}, 0)
+    assert (stream.lag(), stream.oldest_age_s()) == (0, 0.0)
+    for position, group_id in enumerate(("a", "b", "c")):
+        stream.mark_fed(group_id, position)
+        stream.append(group_id, b"")
+    time.sleep(0.05)
+    assert stream.lag() == 3
+    (entry,) = stream.read_new(1, 10)
+    assert stream.lag() == 2
+    assert 0.05 <= stream.oldest_age_s() < 60
+    stream.settle([(entry, Fate.TRAINED)])
+    assert (stream.lag(), stream.length()) == (2, 2)

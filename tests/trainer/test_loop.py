@@ -215,11 +215,20 @@ def test_the_figures_are_the_same_in_all_three_places(
     assert record["zero_variance_share"] == 0.5
     assert (record["groups_trained"], record["groups_no_signal"]) == (1, 1)
     assert record["trajectories_trained"] == 4
+    assert (record["stream_length"], record["stream_lag"], record["outstanding"]) == (1, 0, 1)
+    assert record["oldest_group_seconds"] > 0
+    assert record["tokens_trained"] < record["tokens_computed"]
+    num_prompt = sum(len(span.token_ids) for span in builder.group(2).prompt)
+    assert record["tokens_saved"] == 3 * num_prompt  # four share the prompt and nothing else
+    assert [record[f"ratio_{p}"] for p in ("p1", "p50", "p99")] == [1.0, 1.0, 1.0]
+    assert record["mismatch_ratio_p1"] < record["mismatch_ratio_p50"] < record["mismatch_ratio_p99"]
     board = EventAccumulator(str(settings.run_folder / "tensorboard")).Reload()
     for name in ("reward", "mismatch_kl", "grad_norm", "seconds_forward_backward", "box_area"):
         assert registry.get_sample_value(f"medvr_trainer_{name}") == record[name]
         (scalar,) = board.Scalars(f"medvr_trainer_{name}")
         assert (scalar.step, scalar.value) == (1, pytest.approx(record[name], rel=1e-6))
+    (staleness,) = board.Histograms("medvr_trainer_group_staleness")
+    assert (staleness.step, staleness.histogram_value.num) == (1, 2)
     boxes = (settings.run_folder / "boxes.jsonl").read_bytes().splitlines()
     first = msgspec.json.decode(boxes[0])
     assert (first["step"], first["group_id"], len(boxes)) == (1, "run:0:p1", 2)

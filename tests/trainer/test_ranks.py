@@ -25,7 +25,16 @@ def torchrun(num_ranks: int, settings: TrainerSettings, port: int) -> subprocess
     # Without the dashes torchrun takes --run for one of its own.
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(num_ranks)]
     return subprocess.Popen(
-        [*launcher, "--master-port", str(port), "-m", "--", "services", "trainer", *flags(settings)],
+        [
+            *launcher,
+            "--master-port",
+            str(port),
+            "-m",
+            "--",
+            "services",
+            "trainer",
+            *flags(settings),
+        ],
         cwd=ROOT,
         text=True,
         stdout=subprocess.PIPE,
