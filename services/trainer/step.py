@@ -277,8 +277,10 @@ class Learner:
 
     def _state(self) -> dict[str, Any]:
         """What is trained, and AdamW's view of it."""
+        weights = get_model_state_dict(self.policy, options=_TRAINED)
+        trained = {name for name, p in self.policy.named_parameters() if p.requires_grad}
         return {
-            "policy": get_model_state_dict(self.policy, options=_TRAINED),
+            "policy": {n: w for n, w in weights.items() if n in trained},  # a tied head once
             "optimizer": get_optimizer_state_dict(self.policy, self.optimizer, options=_TRAINED),
         }
 
