@@ -32,6 +32,7 @@ def step_flops(
         gradient_checkpointing=False,
         has_reference=False,
         lora=lora,
+        freeze_vision=False,
         logits_in_pieces=False,
     )
     work = _work([tree for b in bundles for pack in b for tree in pack], share_images=share_images)

@@ -76,6 +76,7 @@ PLAIN = MemorySettings(
     has_reference=True,
     world_size=1,
     lora_rank=0,
+    freeze_vision=False,
     logits_at_once=2**26,
 )
 NOTHING = AtOnce(tokens=0, patches=0, sampled_tokens=0)
@@ -84,6 +85,7 @@ ONE_PASS = Passes(
     gradient_checkpointing=False,
     has_reference=False,
     lora=False,
+    freeze_vision=False,
     logits_in_pieces=False,
 )
 
@@ -267,7 +269,7 @@ def test_lora_trains_its_adapters_only_and_its_base_is_the_reference() -> None:
     shape = qwen_7b()
     how = replace(PLAIN, lora_rank=64, number_bytes=2)
     estimate = estimate_memory(shape, NOTHING, how)
-    trained = trained_parameters(shape, 64)
+    trained = trained_parameters(shape, replace(PLAIN, lora_rank=64))
     assert trained == 64 * shape.adapted_widths
     assert estimate.gradients + estimate.moments == 12 * trained
     assert estimate.weights == 2 * shape.parameters + 4 * trained
@@ -296,11 +298,14 @@ def test_activations_are_what_autograd_keeps(hidden: int, number_bytes: int) -> 
     assert kept == pytest.approx(vision / 288, rel=0.05)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("number_bytes", [4, 2])
+@pytest.mark.parametrize(
+    ("number_bytes", "checkpointing", "freeze_vision"),
+    [(4, False, False), (4, True, False), (2, False, False), (2, True, False), (4, False, True)],
+)
 def test_the_peak_of_a_pack_is_what_the_trainer_holds(
-    checkpointing: bool,
     number_bytes: int,
+    checkpointing: bool,
+    freeze_vision: bool,
     checkpoint: Path,
     blob_url: str,
     builder: GroupBuilder,
@@ -311,6 +316,8 @@ def test_the_peak_of_a_pack_is_what_the_trainer_holds(
         torch.bfloat16 if number_bytes == 2 else torch.float32,
         gradient_checkpointing=checkpointing,
     )
+    if freeze_vision:
+        policy.freeze_vision()
     larger = replace(builder, shown_px=168)
     samples = build_group(larger.group(1), policy.limits, divide=True).samples
     images = ImageSource(BlobStore(blob_url), checkpoint)
@@ -327,7 +334,12 @@ def test_the_peak_of_a_pack_is_what_the_trainer_holds(
         patches=len(shown.pixel_values),
         sampled_tokens=len(pack.tokens_U),
     )
-    how = replace(PLAIN, gradient_checkpointing=checkpointing, number_bytes=number_bytes)
+    how = replace(
+        PLAIN,
+        gradient_checkpointing=checkpointing,
+        number_bytes=number_bytes,
+        freeze_vision=freeze_vision,
+    )
     estimate = estimate_memory(read_shape(checkpoint), at_once, how)
     expected = estimate.activations + estimate.copies + estimate.working
     seen = estimate.weights if number_bytes == 4 else 0  # operators return views of them

@@ -7,18 +7,18 @@ no gradient. Attention is 4·Q per pair
 of token and key in every block forward, twice that backward. More forward passes come with
 
     gradient checkpointing   one, blocks only; the head likewise when its logits come in pieces
-    β > 0                    one, of the reference
+    β > 0                    one, of the reference; not of a frozen vision tower, it is the same
     updates_per_batch u > 1  one, for π_old; all the others u times
 
-and with LoRA the frozen weights need no gradient: 4·N for text and head, 2·N for vision, which is
-not adapted (adapters themselves are left out, they are under a hundredth).
+and frozen weights need no gradient: with LoRA 4·N for text and head, and 2·N for vision, which is
+not adapted, as with freeze_vision (adapters themselves are left out, they are under a hundredth).
 
 A causal sequence of T tokens has T²/2 pairs. In a tree a branch that leaves at h has
 (T² − (p + h)²)/2 of its own, and the prompt its p²/2 once a group. An image of S patches has S²
 pairs in a vision block that sees it whole, S · window otherwise.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from services.trainer.dry_run.shape import ModelShape
 from services.trainer.dry_run.tokens import PATCHES_PER_TOKEN, StepTokens
@@ -32,6 +32,7 @@ class Passes:
     gradient_checkpointing: bool
     has_reference: bool
     lora: bool
+    freeze_vision: bool
     logits_in_pieces: bool
 
     def flops(self, *, backward: float, recomputed: bool) -> float:
@@ -102,14 +103,17 @@ def count_flops(shape: ModelShape, step: StepTokens, work: Work, passes: Passes)
     of_text = passes.flops(backward=2 if passes.lora else 4, recomputed=checkpointing)
     of_attention = passes.flops(backward=4, recomputed=checkpointing)
     of_head = passes.flops(backward=2 if passes.lora else 4, recomputed=passes.logits_in_pieces)
-    frozen = passes.lora
-    of_vision = passes.flops(backward=0 if frozen else 4, recomputed=checkpointing and not frozen)
+    frozen = passes.lora or passes.freeze_vision
+    of_images = replace(passes, has_reference=passes.has_reference and not frozen)
+    of_vision = of_images.flops(
+        backward=0 if frozen else 4, recomputed=checkpointing and not frozen
+    )
     view, crop = (PATCHES_PER_TOKEN * n for n in (step.view_tokens, step.crop_tokens))
     patches = work.view_images * view + work.crop_images * crop
     windowed = vision.num_blocks - shape.num_whole_blocks
     pairs = shape.num_whole_blocks * (work.view_images * view**2 + work.crop_images * crop**2)
     pairs += windowed * patches * (shape.window_patches or 0)
-    of_pixels = passes.flops(backward=0 if frozen else 2, recomputed=False)
+    of_pixels = of_images.flops(backward=0 if frozen else 2, recomputed=False)
     per_patch = vision.num_blocks * vision.parameters + shape.merger / PATCHES_PER_TOKEN
     return StepFlops(
         text=of_text * text.num_blocks * text.parameters * work.tokens,

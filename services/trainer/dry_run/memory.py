@@ -3,11 +3,12 @@
 N parameters, P of them trained, W processes under full sharding, s bytes a number in the forward
 pass (4, or 2 in bfloat16), L tokens and V patches computed at once; D, F, Q, K, H of `BlockShape`.
 
-Always held, each divided by W:
+Always held, each divided by W, and in host memory with cpu_offload:
 
     weights     4·N         float32; with LoRA  s·N + 4·P,  because frozen weights have no small
                             updates to lose in bfloat16
-    gradients   4·P         P = N, or r · Σ (in + out) over the linear layers of the text blocks
+    gradients   4·P         P = N; without a frozen tower's; with LoRA r · Σ (in + out) over the
+                            linear layers of the text blocks
     AdamW       8·P         two moments (its step counters, 4 bytes a tensor, are left out)
     reference   4·N         if β > 0; none with LoRA, whose base is the reference
 
@@ -21,8 +22,8 @@ Of a text block per token, and of a vision block per patch:
 head, not its scores; autocast casts an input once for every layer that reads it). Beside the
 blocks: 12D per token (float32; else 10D) for embeddings and the last norm, (4 + s) · values of a
 patch (the s only as a copy in bfloat16), and 5·s·D per patch in the merger. With gradient
-checkpointing a block keeps its input alone: 4D per token, s·D per patch. With LoRA the vision tower
-is frozen and keeps nothing but its pixels.
+checkpointing a block keeps its input alone: 4D per token, s·D per patch. A frozen vision
+tower (LoRA, freeze_vision) keeps nothing but its pixels.
 
 Copies: autocast keeps a bfloat16 copy of every multiplied weight, 2 bytes each, until the backward
 pass (W = 1, no LoRA). Under full sharding instead the root (embedding, head, merger) and two text
@@ -59,8 +60,15 @@ class MemorySettings:
     """W."""
     lora_rank: int
     """r; 0 trains all parameters."""
+    freeze_vision: bool
+    """Without LoRA; with it the tower is frozen anyway."""
     logits_at_once: int
     """Bound on the logits that exist together."""
+
+    @property
+    def is_vision_frozen(self) -> bool:
+        """Whether the vision tower keeps nothing for a backward pass."""
+        return self.freeze_vision or self.lora_rank > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,14 +98,16 @@ class MemoryEstimate:
         return self.held + self.activations + self.copies + self.working
 
 
-def trained_parameters(shape: ModelShape, lora_rank: int) -> int:
+def trained_parameters(shape: ModelShape, how: MemorySettings) -> int:
     """P."""
-    return lora_rank * shape.adapted_widths if lora_rank else shape.parameters
+    if how.lora_rank:
+        return how.lora_rank * shape.adapted_widths
+    return shape.parameters - how.freeze_vision * shape.vision_parameters
 
 
 def estimate_memory(shape: ModelShape, at_once: AtOnce, how: MemorySettings) -> MemoryEstimate:
     """What one process holds."""
-    trained = trained_parameters(shape, how.lora_rank)
+    trained = trained_parameters(shape, how)
     weights = FLOAT32_BYTES * shape.parameters
     if how.lora_rank:
         weights = how.number_bytes * shape.parameters + FLOAT32_BYTES * trained
@@ -135,7 +145,7 @@ def text_activation_bytes(shape: ModelShape, how: MemorySettings) -> float:
 def vision_activation_bytes(shape: ModelShape, how: MemorySettings) -> float:
     """Per patch, all vision blocks, patch embedding and merger."""
     vision, number = shape.vision, how.number_bytes
-    if how.lora_rank:
+    if how.is_vision_frozen:
         return FLOAT32_BYTES * shape.patch_values
     per_block = number * vision.hidden
     if not how.gradient_checkpointing:
@@ -167,7 +177,7 @@ def _block(shape: ModelShape, at_once: AtOnce, how: MemorySettings) -> float:
     number, text, vision = how.number_bytes, shape.text, shape.vision
     of_text = text_block_bytes(text, number) + 2 * number * text.intermediate
     of_vision = vision_block_bytes(vision, number) + 2 * number * vision.intermediate
-    return max(at_once.tokens * of_text, 0 if how.lora_rank else at_once.patches * of_vision)
+    return max(at_once.tokens * of_text, 0 if how.is_vision_frozen else at_once.patches * of_vision)
 
 
 def _copies(shape: ModelShape, how: MemorySettings) -> tuple[int, int]:

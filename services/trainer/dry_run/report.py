@@ -54,6 +54,7 @@ def memory_settings(settings: DryRunSettings, *, checkpointing: bool, lora: int)
         has_reference=settings.kl_beta > 0,
         world_size=settings.world_size,
         lora_rank=lora,
+        freeze_vision=settings.freeze_vision,
         logits_at_once=LOGITS_AT_ONCE,
     )
 
@@ -99,21 +100,26 @@ def _sampled(step: StepTokens, *, tree: bool) -> str:
 
 def _model_rows(settings: DryRunSettings, shape: ModelShape) -> list[Row]:
     text, vision = shape.text, shape.vision
-    trained = trained_parameters(shape, settings.lora_rank)
-    lora = f"LoRA of rank {settings.lora_rank}" if settings.lora_rank else "all"
+    how = memory_settings(
+        settings, checkpointing=settings.gradient_checkpointing, lora=settings.lora_rank
+    )
+    trained = trained_parameters(shape, how)
+    which = "all but vision" if settings.freeze_vision else "all"
+    if settings.lora_rank:
+        which = f"LoRA of rank {settings.lora_rank}"
     rows: list[Row] = [
         ("parameters", f"{shape.parameters:,}", f"{shape.parameters / 1e9:.3g} B"),
         ("of text blocks", f"{text.num_blocks * text.parameters:,}", f"{text.num_blocks} blocks"),
-        ("of vision", f"{_vision(shape):,}", f"{vision.num_blocks} blocks, patches, merger"),
+        (
+            "of vision",
+            f"{shape.vision_parameters:,}",
+            f"{vision.num_blocks} blocks, patches, merger",
+        ),
         ("of embedding", f"{shape.embedding:,}", "" if shape.head else "also the output head"),
         ("of output head", f"{shape.head:,}", ""),
-        ("trained", f"{trained:,}", lora),
+        ("trained", f"{trained:,}", which),
     ]
     return rows
-
-
-def _vision(shape: ModelShape) -> int:
-    return shape.vision.num_blocks * shape.vision.parameters + shape.patch_embed + shape.merger
 
 
 def _memory(settings: DryRunSettings, shape: ModelShape, at_once: AtOnce) -> str:
@@ -149,6 +155,9 @@ def _memory(settings: DryRunSettings, shape: ModelShape, at_once: AtOnce) -> str
         f"{at_once.tokens:,.0f} tokens, {at_once.patches:,.0f} patches"
     )
     note = "  * as set. Not counted: CUDA's context and fragmentation (2 GiB and a tenth)\n"
+    if settings.cpu_offload:
+        held = readable_bytes(estimate_memory(shape, at_once, chosen).held)
+        note += f"  {held} of the peak, weights to reference, lie in host memory (cpu_offload)\n"
     return _table(title, rows, "<" + ">" * len(ways)) + note
 
 
@@ -180,6 +189,7 @@ def _flop_rows(
         gradient_checkpointing=settings.gradient_checkpointing,
         has_reference=settings.kl_beta > 0,
         lora=settings.lora_rank > 0,
+        freeze_vision=settings.freeze_vision,
         logits_in_pieces=at_once.sampled_tokens * shape.vocabulary > LOGITS_AT_ONCE,
     )
 

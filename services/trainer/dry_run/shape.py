@@ -77,6 +77,12 @@ class ModelShape:
     num_whole_blocks: int
     """Vision blocks that attend to the whole image."""
 
+    @property
+    def vision_parameters(self) -> int:
+        """Of the vision tower, merger included."""
+        blocks = self.vision.num_blocks * self.vision.parameters
+        return blocks + self.patch_embed + self.merger
+
 
 def find_checkpoint(model: str) -> Path:
     """The folder that holds the `config.json`. Raises `WeightsError` if there is none here."""
