@@ -18,6 +18,7 @@ from safetensors import safe_open
 from transformers import AutoConfig
 
 from services.trainer.model import Policy
+from services.trainer.transfer import WeightTransfer, published_tensors
 from shared.errors import WeightsError
 from shared.weights import (
     VERSION_MANIFEST,
@@ -46,6 +47,7 @@ class Publisher:
         run: str,
         channel: str,
         keep: int,
+        transfer: WeightTransfer,
     ) -> None:
         self._client = client
         self._base = base
@@ -53,6 +55,7 @@ class Publisher:
         self._run = run
         self._channel = channel
         self._keep = keep
+        self._transfer = transfer
         config = AutoConfig.from_pretrained(base)
         self._dtype: torch.dtype = getattr(config, "dtype", None) or torch.float32
         self._pointer: ChannelPointer | None = None
@@ -77,6 +80,7 @@ class Publisher:
     def publish(self, policy: Policy, version: int) -> ChannelPointer:
         """Write the version, or find it there with these weights; `announce` then tells of it.
 
+        Replicas that can receive it are sent it here, once it is durable.
         Raises `WeightsError` if the version is there with other weights.
         """
         target = self._root / self._run / f"{version:06d}"
@@ -89,6 +93,7 @@ class Publisher:
         self._pointer = publish_version(staging, self._root, self._run, version)
         prune_versions(self._root, self._run, self._keep)
         logger.info("published version %d", version)
+        self._transfer.offer(self._pointer, published_tensors(Path(self._pointer.path)))
         return self._pointer
 
     def announce(self) -> None:

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 from services.trainer.checkpoint import CheckpointStore, Progress
 from services.trainer.model import Policy
 from services.trainer.publish import Publisher
+from services.trainer.transfer import FilesOnly
 from shared.errors import WeightsError
 from shared.stream import Fate
 from shared.weights import DEFAULT_MANIFEST, channel_key, decode_pointer, verify_version
@@ -78,7 +79,15 @@ def policy(checkpoint: Path) -> Policy:
 
 
 def publisher(client: redis.Redis, base: Path, root: Path, keep: int = 4) -> Publisher:
-    return Publisher(client, base=base, root=root, run="r", channel="policy:train", keep=keep)
+    return Publisher(
+        client,
+        base=base,
+        root=root,
+        run="r",
+        channel="policy:train",
+        keep=keep,
+        transfer=FilesOnly(),
+    )
 
 
 def test_a_version_is_an_ordinary_checkpoint_and_the_channel_names_it(
