@@ -1,6 +1,6 @@
 """Everything that touches vLLM: the logits processor, the worker extension and the engine.
 
-Only the transfer engine beside it imports vllm too, so a new version of it is met here. The contract
+Only transfer_engine.py imports vllm too, so a new version of it is met here. The contract
 test (tests/policy) runs this file against the real engine on CPU. Extension points used:
 `--logits-processors`, `--worker-extension-cls`, `--weight-transfer-config`, `vllm.general_plugins`,
 `vllm.endpoint_plugins` (services.policy.plugin); engine calls: generate, collective_rpc,

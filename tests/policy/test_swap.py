@@ -60,7 +60,7 @@ async def _until_served(policy: PolicyClient, version: int) -> None:
     await _until(is_served)
 
 
-def _check_against(
+def check_against(
     turn: GenerateResponse, image: StoredImage, by_version: dict[int, Reference]
 ) -> None:
     """Every token's log-probability and entropy is that of the version its span names."""
@@ -108,11 +108,11 @@ async def test_a_swap_under_load_drops_nothing_and_leaves_nothing_stale(
     crossed = [t for t in turns if len(t.version_spans) == 2]
     assert crossed
     for index, answered in enumerate(turns):
-        _check_against(answered, images[index % 4], by_version)
+        check_against(answered, images[index % 4], by_version)
     after = await policy.generate(known)
     assert [span.version for span in after.version_spans] == [1]
     assert after.token_ids != before.token_ids
-    _check_against(after, images[0], by_version)
+    check_against(after, images[0], by_version)
     description = await policy.describe()
     assert (description.run, description.version) == (RUN, 1)
     assert _metric(policy_server, "medvr_policy_weights_version") == 1
@@ -178,7 +178,7 @@ async def test_a_version_that_fails_to_load_is_taken_back(
     image = make_image(45)
     turn = await policy.generate(GenerateRequest(segments=first_turn(image), max_tokens=16))
     by_version = {0: references[0], 1: references[1]}
-    _check_against(turn, image, by_version)
+    check_against(turn, image, by_version)
 
 
 async def test_versions_may_go_back(
@@ -193,4 +193,4 @@ async def test_versions_may_go_back(
     await _until_served(policy, 0)
     image = make_image(40)
     turn = await policy.generate(GenerateRequest(segments=first_turn(image), max_tokens=16))
-    _check_against(turn, image, {0: references[0]})
+    check_against(turn, image, {0: references[0]})
