@@ -32,7 +32,7 @@ from shared.weights import ChannelPointer, encode_pointer, publish_version
 from tests.fixtures_policy import RunningPolicy, run_policy_server
 from tests.policy.conftest import MakeImage, first_turn, images_of
 from tests.policy.reference import Reference
-from tests.policy.test_swap import check_against
+from tests.policy.test_swap import check_against, running, until
 
 RUN = "transfer-test"
 BACKENDS = [
@@ -168,12 +168,12 @@ async def test_a_version_sent_under_load_is_served_though_its_file_is_spoilt(
             GenerateRequest(segments=segments, max_tokens=400, seed=index, temperature=1.0)
         )
 
-    load = [asyncio.create_task(turn(index)) for index in range(16)]
-    await asyncio.sleep(2.0)
     pointer = publish(random_checkpoints[1], 1)
     damage(pointer)
+    load = [asyncio.create_task(turn(index)) for index in range(24)]
+    await until(lambda: running(receiving, at_least=12))
     await send(pointer, published_tensors(random_checkpoints[1]))
-    assert (await policy.describe()).version == 1, "the trainer goes on when it is served"
+    await until_served(policy, 1)
     turns = await asyncio.gather(*load)
 
     by_version = {0: references[0], 1: references[1]}
