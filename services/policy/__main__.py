@@ -33,6 +33,7 @@ def check(settings: PolicySettings) -> None:
     from importlib.metadata import entry_points
 
     from services.policy.plugin import NAME
+    from services.policy.version import is_cpu_build
     from shared.blobs import BlobStore
     from shared.checkpoint import check_checkpoint, is_hub_name
     from shared.errors import MedvrError
@@ -44,6 +45,8 @@ def check(settings: PolicySettings) -> None:
                 f"the `{NAME}` plugin is not installed in {group}: reinstall medvr "
                 "(`pip install --no-deps -e .`)"
             )
+    if settings.weight_transfer == "nccl" and is_cpu_build():
+        raise MedvrError("weight_transfer nccl needs CUDA; vLLM's CPU build is installed")
     if not is_hub_name(settings.model):
         check_context(settings, check_checkpoint(settings.checkpoint))
     BlobStore(settings.blob_url)

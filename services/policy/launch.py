@@ -5,6 +5,7 @@ import os
 import tempfile
 from pathlib import Path
 
+from services.policy.offers import transfer_backend
 from services.policy.plugin import NAME
 from services.policy.settings import PolicySettings
 from services.policy.version import is_cpu_build
@@ -54,6 +55,8 @@ def vllm_arguments(settings: PolicySettings) -> list[str]:
         "--enable-prefix-caching",
         "--disable-uvicorn-access-log",
     ]
+    if transfer_backend(settings) is not None:
+        arguments += ["--weight-transfer-config", json.dumps({"backend": NAME})]
     if settings.max_model_len is not None:
         arguments += ["--max-model-len", str(settings.max_model_len)]
     if is_cpu_build():

@@ -25,6 +25,12 @@ class PolicyMetrics:
             ["outcome"],
             registry=registry,
         )
+        self.transfers = Counter(
+            "medvr_policy_transfers",
+            "Versions that a trainer sent here: received, failed (the folder was loaded instead).",
+            ["outcome"],
+            registry=registry,
+        )
         self.channel_errors = Counter(
             "medvr_policy_channel_errors",
             "Looks at the weights channel that failed.",

@@ -4,6 +4,7 @@
 `vllm.endpoint_plugins` adds routes and state to the API server.
 """
 
+import functools
 from argparse import Namespace
 from typing import TYPE_CHECKING
 
@@ -19,12 +20,20 @@ NAME = "medvr"
 
 
 def register() -> None:
-    """Refuse an untested vLLM, whoever started it; name the models. May run several times."""
+    """Refuse an untested vLLM, whoever started it; name what is ours. May run several times."""
     require_tested_vllm()
+    _register_transfer()
     if is_cpu_build():
         from services.policy.vllm_adapter import register_models
 
         register_models()
+
+
+@functools.cache
+def _register_transfer() -> None:
+    from services.policy.transfer_engine import register_transfer_engine
+
+    register_transfer_engine(NAME)
 
 
 class PolicyEndpoints:

@@ -10,6 +10,7 @@ from services.policy.fetch import EntropyFetcher
 from services.policy.generation import TurnGenerator
 from services.policy.images import ImageLoader
 from services.policy.metrics import PolicyMetrics
+from services.policy.offers import choose_offers
 from services.policy.prompts import Prompt, PromptBuilder
 from services.policy.scoring import Scorer
 from services.policy.settings import PolicySettings
@@ -66,6 +67,7 @@ class PolicyService:
                 channel=settings.channel,
                 redis_url=settings.redis_url,
                 poll_interval_s=settings.poll_interval_s,
+                offers=choose_offers(settings),
             )
         self._is_warm = False
         self._task: asyncio.Task[None] | None = None

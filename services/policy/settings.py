@@ -6,6 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from shared.service.settings import RedisUrl, ServiceSettings, settings_config
+from shared.transfer import TransferChoice
 
 Channel = Literal["none", "policy:train", "policy:clinic"]
 
@@ -31,6 +32,9 @@ class PolicySettings(ServiceSettings):
     """Where the channel key lives."""
     poll_interval_s: float = Field(default=0.5, gt=0)
     """Seconds between two looks at the channel key."""
+    weight_transfer: TransferChoice = "auto"
+    """Receive versions that a trainer sends: `nccl` between GPUs, `gloo` between CPUs; `files`
+    reads folders only; `auto` is nccl with vLLM's CUDA build, else files."""
     max_model_len: int | None = Field(default=None, ge=16)
     """Context in tokens; unset means the model's own."""
     max_num_seqs: int = Field(default=64, ge=1)

@@ -1,12 +1,14 @@
 """Everything that touches vLLM: the logits processor, the worker extension and the engine.
 
-No other file of this repository imports vllm, so a new version of it is met here. The contract
+Only transfer_engine.py imports vllm too, so a new version of it is met here. The contract
 test (tests/policy) runs this file against the real engine on CPU. Extension points used:
-`--logits-processors`, `--worker-extension-cls`, `vllm.general_plugins`, `vllm.endpoint_plugins`
-(services.policy.plugin); engine calls: generate, collective_rpc, pause/resume_generation,
-reset_prefix_cache, reset_encoder_cache, update_weight_version and the renderer.
+`--logits-processors`, `--worker-extension-cls`, `--weight-transfer-config`, `vllm.general_plugins`,
+`vllm.endpoint_plugins` (services.policy.plugin); engine calls: generate, collective_rpc,
+pause/resume_generation, reset_prefix_cache, reset_encoder_cache, update_weight_version and the
+renderer.
 """
 
+import asyncio
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -36,8 +38,11 @@ from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
 from services.policy.entropy import TABLE, Choice, Chooser, Record
+from services.policy.offers import EngineStuck, Seat
 from shared.agent.prompt import VISION_PLACEHOLDERS
+from shared.errors import WeightsError
 from shared.geometry import PixelLimits
+from shared.transfer import TensorLayout
 
 __all__ = [
     "Engine",
@@ -52,6 +57,9 @@ __all__ = [
 
 _KEY = "medvr_key"
 _CHOICE = "medvr_choice"
+
+_GRACE_S = 15.0
+"""Beyond a transfer's own limits, for what they do not reach: NCCL's connecting, and loading."""
 
 EngineDead = EngineDeadError
 """The engine has ended; the server follows it, and whatever keeps it starts another."""
@@ -141,11 +149,7 @@ class MedvrWorker:
         return [TABLE.take(key, start, final=final) for key, start, final in wanted]
 
     def medvr_load(self, folder: str) -> None:
-        """Load a checkpoint in place.
-
-        `reload_weights` skips a head that is tied to the embedding, but on CPU the head multiplies
-        with a packed copy of it: pack again, or every token is drawn with the old head.
-        """
+        """Load a checkpoint in place."""
         worker = cast(Any, self)
         model = worker.model_runner.get_model()
         try:
@@ -154,11 +158,36 @@ class MedvrWorker:
             # Closes the half-done load, whose pieces would otherwise join those of the next one.
             finalize_layerwise_reload(model, worker.model_config)
             raise
-        for module in model.modules():
-            if isinstance(module, ParallelLMHead) and isinstance(
-                module.quant_method, UnquantizedEmbeddingMethod
-            ):
-                module.quant_method.process_weights_after_loading(module)
+        _pack_heads(model)
+
+    def medvr_receive(self, joining: dict[str, Any], layout: dict[str, Any]) -> None:
+        """Load what a trainer sends, in place. Raises `WeightsError` whatever went wrong."""
+        worker = cast(Any, self)
+        model = worker.model_runner.get_model()
+        try:
+            worker.init_weight_transfer_engine(joining)
+            worker.start_weight_update()
+            worker.update_weights(layout)
+            worker.finish_weight_update()
+        except Exception as error:
+            finalize_layerwise_reload(model, worker.model_config)  # as after a load that failed
+            raise WeightsError(f"the transfer failed: {error}") from error
+        finally:
+            worker.weight_transfer_engine.shutdown()
+        _pack_heads(model)
+
+
+def _pack_heads(model: torch.nn.Module) -> None:
+    """Pack the head again after a load.
+
+    vLLM's reloading skips a head that is tied to the embedding, but on CPU the head multiplies
+    with a packed copy of it: without this every token would be drawn with the old head.
+    """
+    for module in model.modules():
+        if isinstance(module, ParallelLMHead) and isinstance(
+            module.quant_method, UnquantizedEmbeddingMethod
+        ):
+            module.quant_method.process_weights_after_loading(module)
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +273,21 @@ class Engine:
     async def load(self, folder: str) -> None:
         """Load a checkpoint into the paused engine and drop what the old weights had computed."""
         await self._client.collective_rpc("medvr_load", args=(folder,))
+        await self._client.reset_encoder_cache()
+
+    async def receive(self, seat: Seat, layout: list[TensorLayout]) -> None:
+        """Load into the paused engine what a trainer sends, and drop what the old weights computed.
+
+        Raises whatever went wrong, and `EngineStuck` if the workers do not even come back.
+        """
+        joining = {"first_rank": seat.first_rank, "start": msgspec.to_builtins(seat.start)}
+        update = {"tensors": [tuple(tensor) for tensor in layout]}
+        limit_s = seat.start.join_s + seat.start.timeout_s + _GRACE_S
+        try:
+            async with asyncio.timeout(limit_s):
+                await self._client.collective_rpc("medvr_receive", args=(joining, update))
+        except TimeoutError as error:
+            raise EngineStuck(f"no worker came back from a transfer in {limit_s:.0f} s") from error
         await self._client.reset_encoder_cache()
 
     async def resume(self) -> None:

@@ -4,7 +4,11 @@ Sequence of a swap: the new version is verified on disk (hashes, shapes) while t
 then the engine pauses between two steps and keeps its requests, drops KV and encoder outputs,
 loads, is labelled with the new version, and resumes in `finally`. If loading fails the old weights
 are loaded again before it resumes; if that fails too the engine is shut down and never resumed,
-because nothing may be sampled from mixed weights.
+because nothing may be sampled from mixed weights. So is an engine whose worker hangs in a transfer.
+
+If the trainer offers to send the version (services/policy/offers), its weights are received in the
+pause instead of read, and their file is not hashed before. If that fails the folder is verified
+and loaded, still in the same pause.
 """
 
 import asyncio
@@ -19,8 +23,10 @@ import msgspec
 from redis.asyncio import Redis
 
 from services.policy.metrics import PolicyMetrics
+from services.policy.offers import EngineStuck, Offers, Seat
 from shared.checkpoint import read_tensors
 from shared.errors import WeightsError
+from shared.transfer import checkpoint_layout
 from shared.weights import (
     BASE_RUN,
     VERSION_MANIFEST,
@@ -96,12 +102,14 @@ class WeightsFollower:
         channel: str,
         redis_url: str,
         poll_interval_s: float,
+        offers: Offers,
     ) -> None:
         self._engine = engine
         self._metrics = metrics
         self._key = channel_key(channel)
         self._redis_url = redis_url
         self._poll_interval_s = poll_interval_s
+        self._offers = offers
         self._refused: tuple[ChannelPointer, float] | None = None
         self._is_shut_down = False
         self.serving = serving
@@ -114,7 +122,7 @@ class WeightsFollower:
         async with Redis.from_url(self._redis_url) as redis:
             while not self._is_shut_down:
                 await self._look(redis)
-                await asyncio.sleep(self._poll_interval_s)
+                await self._offers.listen(self._poll_interval_s)
 
     async def _look(self, redis: Redis) -> None:
         try:
@@ -143,8 +151,9 @@ class WeightsFollower:
         folder = Path(pointer.path)
         where = f"{pointer.run}/{pointer.version}"
         try:
-            manifest = await asyncio.to_thread(self._verify, pointer, folder)
-            await self.swap(ServedWeights(pointer.run, pointer.version, str(folder), manifest))
+            manifest, seat = await self._prepare(pointer, folder)
+            new = ServedWeights(pointer.run, pointer.version, str(folder), manifest)
+            await self.swap(new, seat)
         except Exception as error:
             self._refused = (pointer, time.monotonic())
             self.waiting_for = f"version {where} cannot be served: {error}"
@@ -155,8 +164,22 @@ class WeightsFollower:
             self._refused = None
             self.is_caught_up = True
 
-    def _verify(self, pointer: ChannelPointer, folder: Path) -> PolicyManifest:
-        version = verify_version(folder)
+    async def _prepare(
+        self, pointer: ChannelPointer, folder: Path
+    ) -> tuple[PolicyManifest, Seat | None]:
+        """The manifest of a version that may be served, and a place in its transfer if any.
+
+        Raises `WeightsError` if it may not.
+        """
+        offer = await self._offers.offer_of(pointer)
+        if offer is not None:
+            manifest = await asyncio.to_thread(self._verify, pointer, folder, weights=False)
+            if (seat := await self._offers.accept(offer)) is not None:
+                return manifest, seat
+        return await asyncio.to_thread(self._verify, pointer, folder, weights=True), None
+
+    def _verify(self, pointer: ChannelPointer, folder: Path, *, weights: bool) -> PolicyManifest:
+        version = verify_version(folder, weights=weights)
         if (version.run, version.version) != (pointer.run, pointer.version):
             raise WeightsError(
                 f"{folder} is {version.run}/{version.version}, "
@@ -165,12 +188,12 @@ class WeightsFollower:
         check_loadable(folder, Path(self.serving.path))
         return read_policy_manifest(folder)
 
-    async def swap(self, new: ServedWeights) -> None:
+    async def swap(self, new: ServedWeights, seat: Seat | None = None) -> None:
         """Serve `new` from the next step on. On failure the old weights serve on, and it raises."""
         started = time.perf_counter()
         try:
             await self._engine.pause()
-            await self._load_or_restore(new)
+            await self._load_or_restore(new, seat)
             self.serving = new
         finally:
             if not self._is_shut_down:
@@ -181,18 +204,49 @@ class WeightsFollower:
         self._metrics.weights_version.set(new.version)
         logger.info("serving %s/%d, swapped in %.3f s", new.run, new.version, seconds)
 
-    async def _load_or_restore(self, new: ServedWeights) -> None:
+    async def _load_or_restore(self, new: ServedWeights, seat: Seat | None) -> None:
         try:
-            await self._engine.load(new.path)
+            if seat is None or not await self._received(new, seat):
+                await self._engine.load(new.path)
             await self._engine.label_weights(new.version)
+        except EngineStuck:
+            self._shut_down()
+            raise
         except Exception:
             self._metrics.swaps.labels("restored").inc()
             try:
-                await self._engine.load(self.serving.path)
-                await self._engine.label_weights(self.serving.version)
+                await self._restore()
             except Exception:
-                logger.critical("the old weights could not be restored: shutting the engine down")
-                self._is_shut_down, self.is_caught_up = True, False
-                self._engine.shutdown()
+                self._shut_down()
                 raise
             raise
+
+    async def _received(self, new: ServedWeights, seat: Seat) -> bool:
+        """Whether the trainer sent the version. If not, its folder is verified and may be loaded.
+
+        Raises `WeightsError` if it may not.
+        """
+        try:
+            await self._engine.receive(seat, checkpoint_layout(Path(new.path)))
+        except EngineStuck:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it was, the folder is there
+            self._metrics.transfers.labels("failed").inc()
+            logger.warning("version %d is read from its folder: %s", new.version, error)
+            await asyncio.to_thread(verify_version, Path(new.path))
+            return False
+        self._metrics.transfers.labels("received").inc()
+        return True
+
+    async def _restore(self) -> None:
+        """Load the version being served again; its file was not verified if it was sent."""
+        folder = Path(self.serving.path)
+        if (folder / VERSION_MANIFEST).is_file():
+            await asyncio.to_thread(verify_version, folder)
+        await self._engine.load(self.serving.path)
+        await self._engine.label_weights(self.serving.version)
+
+    def _shut_down(self) -> None:
+        logger.critical("the weights are neither old nor new: shutting the engine down")
+        self._is_shut_down, self.is_caught_up = True, False
+        self._engine.shutdown()

@@ -29,6 +29,7 @@ from services.trainer.publish import Publisher
 from services.trainer.settings import TrainerSettings
 from services.trainer.sharding import shard
 from services.trainer.step import Learner
+from services.trainer.transfer import choose_transfer
 from services.trainer.world import World
 from shared.blobs import BlobStore
 from shared.errors import MedvrError
@@ -115,6 +116,7 @@ def build_trainer(
         run=settings.run,
         channel=settings.weights_channel,
         keep=settings.keep_versions,
+        transfer=choose_transfer(settings, client),
     )
     publisher.refuse_reuse(progress.step)
     images = ImageSource(BlobStore(settings.blob_url), base)

@@ -151,7 +151,7 @@ class Trainer:
             self._announce(lasting.published)
 
     def _announce(self, pointer: ChannelPointer) -> None:
-        self._publisher.point_at(pointer)
+        self._publisher.release(pointer)
         self._delivery.announce()
         self._recorder.published_version.set(pointer.version)
 

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from services.trainer.model import skeleton
+from services.trainer.transfer import WeightTransfer, published_tensors
 from shared.errors import WeightsError
 from shared.weights import (
     VERSION_MANIFEST,
@@ -46,6 +47,7 @@ class Publisher:
         run: str,
         channel: str,
         keep: int,
+        transfer: WeightTransfer,
     ) -> None:
         self._client = client
         self._base = base
@@ -53,6 +55,7 @@ class Publisher:
         self._run = run
         self._channel = channel
         self._keep = keep
+        self._transfer = transfer
         self._skeleton = skeleton(base)
         self.dtype: torch.dtype = getattr(self._skeleton.config, "dtype", None) or torch.float32
         """Of the base checkpoint, and so of every version."""
@@ -93,9 +96,10 @@ class Publisher:
         logger.info("published version %d", version)
         return pointer
 
-    def point_at(self, pointer: ChannelPointer) -> None:
-        """From now on `announce` tells of this version."""
+    def release(self, pointer: ChannelPointer) -> None:
+        """From now on `announce` tells of this version; who can receive it is sent it here."""
         self._pointer = pointer
+        self._transfer.offer(pointer, published_tensors(Path(pointer.path)))
 
     def announce(self) -> None:
         """Point the channel at the newest version; again after an emptied Redis."""

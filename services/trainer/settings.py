@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from shared.service.settings import RedisUrl, ServiceSettings, settings_config
+from shared.transfer import TransferChoice
 from shared.weights import TRAIN_CHANNEL
 
 
@@ -88,6 +89,15 @@ class TrainerSettings(ServiceSettings):
     """Newest checkpoints kept."""
     keep_versions: int = Field(default=4, ge=2)
     """Newest published versions kept."""
+
+    # -- the fast path --------------------------------------------------------------------------
+    weight_transfer: TransferChoice = "auto"
+    """Send each version to the replicas that can receive it: `nccl` between GPUs, `gloo` between
+    CPUs, `files` never; `auto` is nccl on CUDA, else files. Its folder is there in any case."""
+    transfer_answer_s: float = Field(default=3.0, gt=0.0)
+    """Wait for the answers of replicas that listen, no longer than this."""
+    transfer_timeout_s: float = Field(default=60.0, gt=0.0)
+    """A transfer that takes longer is off, and the replicas load the folder."""
 
     # -- the machine ----------------------------------------------------------------------------
     device: str = "cpu"

@@ -49,13 +49,18 @@ def references(random_checkpoints: tuple[Path, Path]) -> "tuple[Reference, Refer
 @pytest.fixture(scope="session")
 def make_image(policy_server: RunningPolicy) -> MakeImage:
     """Stores a random image: `make_image(seed, width=112, height=112)`."""
+    return images_of(policy_server)
+
+
+def images_of(server: RunningPolicy) -> MakeImage:
+    """`make_image` for another server."""
 
     def make(seed: int, width: int = 112, height: int = 112) -> StoredImage:
         shape = (height, width, 3)
         array = np.random.default_rng(seed).integers(0, 255, shape, dtype=np.uint8)
         pixels, file = Image.fromarray(array), io.BytesIO()
         pixels.save(file, "PNG")
-        return StoredImage(policy_server.blobs.put(file.getvalue()), pixels, file.getvalue())
+        return StoredImage(server.blobs.put(file.getvalue()), pixels, file.getvalue())
 
     return make
 

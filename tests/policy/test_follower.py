@@ -6,6 +6,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from services.policy.metrics import PolicyMetrics
+from services.policy.offers import NoOffers
 from services.policy.weights import ServedWeights, WeightsFollower
 from shared.weights import DEFAULT_MANIFEST
 
@@ -45,7 +46,13 @@ def metrics() -> PolicyMetrics:
 
 def follower(engine: Recorded, metrics: PolicyMetrics) -> WeightsFollower:
     return WeightsFollower(
-        cast(Any, engine), OLD, metrics, channel="c", redis_url="redis://", poll_interval_s=1.0
+        cast(Any, engine),
+        OLD,
+        metrics,
+        channel="c",
+        redis_url="redis://",
+        poll_interval_s=1.0,
+        offers=NoOffers(),
     )
 
 

@@ -47,7 +47,7 @@ def _metric(server: RunningPolicy, name: str) -> float:
     return next((float(line.split()[-1]) for line in lines if line.startswith(name)), 0.0)
 
 
-async def _until(is_true: Callable[[], Awaitable[bool]]) -> None:
+async def until(is_true: Callable[[], Awaitable[bool]]) -> None:
     async with asyncio.timeout(120):
         while not await is_true():
             await asyncio.sleep(0.05)
@@ -57,10 +57,10 @@ async def _until_served(policy: PolicyClient, version: int) -> None:
     async def is_served() -> bool:
         return (await policy.describe()).version == version
 
-    await _until(is_served)
+    await until(is_served)
 
 
-def _check_against(
+def check_against(
     turn: GenerateResponse, image: StoredImage, by_version: dict[int, Reference]
 ) -> None:
     """Every token's log-probability and entropy is that of the version its span names."""
@@ -99,7 +99,7 @@ async def test_a_swap_under_load_drops_nothing_and_leaves_nothing_stale(
         )
 
     load = [asyncio.create_task(turn(index)) for index in range(24)]
-    await _until(lambda: _running(policy_server, at_least=12))
+    await until(lambda: running(policy_server, at_least=12))
     publish(random_checkpoints[1], 1)
     turns = await asyncio.gather(*load)
     await _until_served(policy, 1)
@@ -108,17 +108,17 @@ async def test_a_swap_under_load_drops_nothing_and_leaves_nothing_stale(
     crossed = [t for t in turns if len(t.version_spans) == 2]
     assert crossed
     for index, answered in enumerate(turns):
-        _check_against(answered, images[index % 4], by_version)
+        check_against(answered, images[index % 4], by_version)
     after = await policy.generate(known)
     assert [span.version for span in after.version_spans] == [1]
     assert after.token_ids != before.token_ids
-    _check_against(after, images[0], by_version)
+    check_against(after, images[0], by_version)
     description = await policy.describe()
     assert (description.run, description.version) == (RUN, 1)
     assert _metric(policy_server, "medvr_policy_weights_version") == 1
 
 
-async def _running(server: RunningPolicy, at_least: int) -> bool:
+async def running(server: RunningPolicy, at_least: int) -> bool:
     async with httpx.AsyncClient() as client:
         text = (await client.get(f"{server.url}/metrics")).text
     lines = [x for x in text.splitlines() if x.startswith("vllm:num_requests_running")]
@@ -145,7 +145,7 @@ async def test_a_corrupt_version_leaves_the_old_one_serving(
     async def is_refused() -> bool:
         return _metric(policy_server, 'medvr_policy_swaps_total{outcome="refused"}') > refused
 
-    await _until(is_refused)
+    await until(is_refused)
     assert await policy.describe() == serving
     assert httpx.get(f"{policy_server.url}/ready").status_code == 200
 
@@ -173,12 +173,12 @@ async def test_a_version_that_fails_to_load_is_taken_back(
     async def is_restored() -> bool:
         return _metric(policy_server, 'medvr_policy_swaps_total{outcome="restored"}') > restored
 
-    await _until(is_restored)
+    await until(is_restored)
     assert await policy.describe() == serving
     image = make_image(45)
     turn = await policy.generate(GenerateRequest(segments=first_turn(image), max_tokens=16))
     by_version = {0: references[0], 1: references[1]}
-    _check_against(turn, image, by_version)
+    check_against(turn, image, by_version)
 
 
 async def test_versions_may_go_back(
@@ -193,4 +193,4 @@ async def test_versions_may_go_back(
     await _until_served(policy, 0)
     image = make_image(40)
     turn = await policy.generate(GenerateRequest(segments=first_turn(image), max_tokens=16))
-    _check_against(turn, image, {0: references[0]})
+    check_against(turn, image, {0: references[0]})

@@ -11,6 +11,7 @@ from services.trainer.images import ImageSource
 from services.trainer.model import Policy
 from services.trainer.publish import Publisher
 from services.trainer.sample import TrainingSample, build_group
+from services.trainer.transfer import FilesOnly
 from shared.blobs import BlobStore
 from tests.trainer.groups import GroupBuilder
 from tests.trainer.runs import final_state, open_stream, run_settings, steps_of, train
@@ -82,7 +83,15 @@ def test_the_published_version_is_a_plain_checkpoint_that_says_the_same(
     tmp_path: Path,
     valkey: redis.Redis,
 ) -> None:
-    publisher = Publisher(valkey, base=checkpoint, root=tmp_path, run="r", channel="c", keep=2)
+    publisher = Publisher(
+        valkey,
+        base=checkpoint,
+        root=tmp_path,
+        run="r",
+        channel="c",
+        keep=2,
+        transfer=FilesOnly(),
+    )
     pointer = publisher.write(dict(adapted.exported(publisher.dtype)), 1)
     merged = Policy.load(Path(pointer.path), CPU)
     torch.testing.assert_close(

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 from services.trainer.checkpoint import CheckpointStore, Progress, read_state, write_state
 from services.trainer.model import Policy
 from services.trainer.publish import Publisher
+from services.trainer.transfer import FilesOnly
 from services.trainer.world import World
 from shared.errors import WeightsError
 from shared.stream import Fate
@@ -117,7 +118,15 @@ def publish(publisher: Publisher, policy: Policy, version: int) -> ChannelPointe
 
 
 def publisher(client: redis.Redis, base: Path, root: Path, keep: int = 4) -> Publisher:
-    return Publisher(client, base=base, root=root, run="r", channel="policy:train", keep=keep)
+    return Publisher(
+        client,
+        base=base,
+        root=root,
+        run="r",
+        channel="policy:train",
+        keep=keep,
+        transfer=FilesOnly(),
+    )
 
 
 def test_a_version_is_an_ordinary_checkpoint_and_the_channel_names_it(
@@ -130,7 +139,7 @@ def test_a_version_is_an_ordinary_checkpoint_and_the_channel_names_it(
     pointer = publish(publishing, policy, 7)
     publishing.announce()
     assert valkey.get(channel_key("policy:train")) is None
-    publishing.point_at(pointer)
+    publishing.release(pointer)
     publishing.announce()
     folder = Path(pointer.path)
     assert folder == tmp_path / "r" / "000007"
