@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoTokenizer
 
 from benchmarks.arithmetic import step_flops
 from benchmarks.groups import MadeUp, Shape, training_samples
@@ -30,13 +31,7 @@ from services.trainer.model import Policy, fit_for_trees, read_limits
 from services.trainer.optimizer import apply_gradient, build_optimizer
 from services.trainer.packing import Bundle, pack_groups
 from services.trainer.sample import TrainingSample
-from services.trainer.torchvision_ops import declare_missing_operators
 from shared.blobs import BlobStore
-
-declare_missing_operators()
-
-from peft import LoraConfig  # noqa: E402 - the operators must be declared first
-from transformers import AutoTokenizer, PreTrainedModel  # noqa: E402
 
 WAYS = ("packed", "trees")
 PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "L40S": 362.0, "B200": 2250.0}
@@ -121,14 +116,15 @@ class Step:
         model = random_model(config, device.torch, device.dtype)
         fit_for_trees(model)
         self.is_lora = size == Size.QWEN_7B or args.lora
-        if self.is_lora:
-            train_adapters_only(model, args.lora_rank)
         if not args.no_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         model.train()
         limits = read_limits(CHECKPOINT, model)
-        # float32 means no autocast: the weights are of the width they are computed in.
-        self.policy = Policy(model, limits, torch.float32).to(device.torch)
+        # float32 means no autocast: all weights are of the width they are computed in.
+        width = device.dtype if self.is_lora else torch.float32
+        self.policy = Policy(model, limits, width).to(device.torch)
+        if self.is_lora:
+            self.policy.add_adapters(args.lora_rank, 2 * args.lora_rank)
         self.optimizer = build_optimizer(self.policy, lr=1e-6, weight_decay=0.0)
         shape = Shape(args.view_px, args.crop_px, args.group_size, args.zooms, args.thought_words)
         blobs = BlobStore(str(folder))
@@ -189,14 +185,6 @@ class Step:
         if leaf.grad is not None:
             features.backward(leaf.grad)
         return total
-
-
-def train_adapters_only(model: PreTrainedModel, rank: int) -> None:
-    """LoRA on the linear layers of the text blocks; all else stays as it is."""
-    layers = r".*language_model\.layers\..*\.(q|k|v|o|gate|up|down)_proj"
-    model.add_adapter(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=layers), "medvr")
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad = ".lora_" in name
 
 
 def _weighted(sample: TrainingSample, num_trajectories: int) -> TrainingSample:

@@ -145,6 +145,8 @@ class Learner:
                 Share(step, whole, part, self._images.pixels(_shown(part)))
                 for part in deal(weighed, self._world.size)
             ]
+        else:
+            self._images.forget()
         share = self._world.deal(shares)
         self._images.keep({**share.pixels, **IDLE_PIXELS})
         return share
