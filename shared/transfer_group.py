@@ -71,7 +71,7 @@ class TransferGroup:
         """Let go, also in the middle: the others notice. Waits for nobody."""
         if not self._is_finished:
             with contextlib.suppress(RuntimeError):  # then the store is gone, which tells as much
-                self._store.set("off", b"")
+                self._store.set("off", "")
         if self._group is not None:
             self._group.abort()
         self._group = None  # Gloo closes its connections with the object, and only then
