@@ -47,7 +47,7 @@ class TreeLayout:
 def make_layout(nodes: Sequence[Node], subtree_end_L: Tensor) -> TreeLayout:
     """The layout of the nodes of trees in a row, on the device of `subtree_end_L`."""
     if subtree_end_L.device.type == "cuda":
-        return TreeLayout([], _block_mask(subtree_end_L))
+        return block_layout(subtree_end_L)
     parts: list[tuple[slice, slice, bool]] = []
     for node in nodes:
         own, last = slice(node.start, node.end), int(subtree_end_L[node.start])
@@ -57,14 +57,16 @@ def make_layout(nodes: Sequence[Node], subtree_end_L: Tensor) -> TreeLayout:
     return TreeLayout(parts)
 
 
-def _block_mask(subtree_end_L: Tensor) -> Any:
+def block_layout(subtree_end_L: Tensor) -> TreeLayout:
+    """The layout for FlexAttention."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     def sees(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (key <= query) & (query < subtree_end_L[key])
 
     length = len(subtree_end_L)
-    return create_block_mask(sees, None, None, length, length, device=str(subtree_end_L.device))
+    device = str(subtree_end_L.device)
+    return TreeLayout([], create_block_mask(sees, None, None, length, length, device=device))
 
 
 class _ByNodes(torch.autograd.Function):
