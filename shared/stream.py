@@ -300,8 +300,13 @@ class RunStream:
         return self.client.xlen(self.groups_key)
 
     def lag(self) -> int:
-        """Groups on the stream that the trainer has not read."""
-        groups = cast("list[dict[str, object]]", self.client.xinfo_groups(self.groups_key))
+        """Groups on the stream that the trainer has not read; 0 after Redis was emptied."""
+        try:
+            groups = cast("list[dict[str, object]]", self.client.xinfo_groups(self.groups_key))
+        except redis.ResponseError as error:
+            if "no such key" not in str(error):
+                raise
+            return 0
         lag = next((g["lag"] for g in groups if g["name"] == CONSUMER_GROUP.encode()), None)
         return int(cast("int | None", lag) or 0)
 

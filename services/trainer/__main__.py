@@ -16,6 +16,8 @@ from shared.service.settings import refuse
 
 logger = logging.getLogger(__name__)
 
+MAX_PORT = 65_535
+
 
 def main(argv: list[str]) -> None:
     """Train until `max_steps` or a signal; exits with 1 and a logged reason if it cannot."""
@@ -85,7 +87,11 @@ def run_trainer(settings: TrainerSettings) -> None:
         await asyncio.to_thread(client.ping)
 
     port = settings.probe_port + int(os.environ.get("LOCAL_RANK", "0"))
-    probes = probe_server("trainer", settings.probe_host, port, registry, {"redis": redis_answers})
+    if port > MAX_PORT:
+        raise ValueError(f"probe_port {settings.probe_port} leaves no port for each rank of a host")
+    asks_redis = os.environ.get("RANK", "0") == "0"
+    dependencies = {"redis": redis_answers} if asks_redis else {}
+    probes = probe_server("trainer", settings.probe_host, port, registry, dependencies)
     with probes, open_world(settings.device, always_sharded=settings.cpu_offload) as world:
         if world.leads:
             with locked_run(settings.run_folder):

@@ -16,7 +16,13 @@ from prometheus_client import CollectorRegistry
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from services.trainer.checkpoint import CheckpointStore, Progress
+from services.trainer.checkpoint import (
+    CheckpointStore,
+    Progress,
+    Trained,
+    fingerprint,
+    refuse_other_settings,
+)
 from services.trainer.delivery import Delivery
 from services.trainer.images import ImageSource
 from services.trainer.intake import Intake
@@ -69,21 +75,20 @@ def build_learner(
     torch.manual_seed(settings.seed)  # adapters begin alike everywhere
     torch.set_num_threads(settings.threads)
     dtype = torch.bfloat16 if settings.dtype == "bfloat16" else torch.float32
-    policy = Policy.load(
-        base, world.device, dtype, gradient_checkpointing=settings.gradient_checkpointing
-    )
+    # Where weights are sharded each shard moves to its card, and the whole never does.
+    place = world.device if world.mesh is None else torch.device("cpu")
+    policy = Policy.load(base, place, dtype, gradient_checkpointing=settings.gradient_checkpointing)
     if settings.freeze_vision:
         policy.freeze_vision()
     if settings.lora_rank:
         policy.add_adapters(settings.lora_rank, settings.lora_alpha)
-    reference = None
-    if settings.kl_beta > 0:
-        reference = policy
-        if not settings.lora_rank:
-            reference = Policy.load(base, world.device, dtype).freeze()
     if world.mesh is not None:
-        for sharded in {policy, reference} - {None}:
-            shard(sharded, world.mesh, dtype=dtype, cpu_offload=settings.cpu_offload)
+        shard(policy, world.mesh, dtype=dtype, cpu_offload=settings.cpu_offload)
+    reference = policy if settings.kl_beta > 0 else None
+    if reference is not None and not settings.lora_rank:
+        reference = Policy.load(base, place, dtype).freeze()
+        if world.mesh is not None:
+            shard(reference, world.mesh, dtype=dtype, cpu_offload=settings.cpu_offload)
     optimizer = build_optimizer(policy, lr=settings.lr, weight_decay=settings.weight_decay)
     return Learner(policy, reference, optimizer, images, settings, world)
 
@@ -108,7 +113,16 @@ def build_trainer(
     base = resolve_checkpoint(settings.model)
     checkpoints = CheckpointStore(settings.run_folder / "checkpoints", settings.keep_checkpoints)
     resumed = checkpoints.newest()
-    progress = resumed[0] if resumed else Progress(run=settings.run, step=0, cursor=0, fates={})
+    trained = Trained(
+        base=fingerprint(base),
+        freeze_vision=settings.freeze_vision,
+        lora_rank=settings.lora_rank,
+        lora_alpha=settings.lora_alpha if settings.lora_rank else 0,
+    )
+    progress = Progress(run=settings.run, step=0, cursor=0, fates={}, trained=trained)
+    if resumed:
+        progress = resumed[0]
+        refuse_other_settings(progress, trained)
     publisher = Publisher(
         client,
         base=base,
@@ -140,7 +154,7 @@ def build_trainer(
     )
     return Trainer(
         settings,
-        step=progress.step,
+        progress=progress,
         learner=learner,
         images=images,
         intake=Intake(delivery, images, learner.policy.limits, settings, recorder),

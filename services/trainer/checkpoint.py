@@ -10,6 +10,7 @@ rate is a function of the step and nothing in a step is drawn, so there is no sc
 generator to keep; a published version's number is its step.
 """
 
+import hashlib
 import logging
 import os
 import shutil
@@ -34,6 +35,17 @@ warnings.filterwarnings("ignore", "torch.distributed is disabled")  # a world of
 
 _PROGRESS = "progress.json"
 _PARTIAL = ".partial-"
+_SAMPLED_BYTES = 2**20
+
+
+class Trained(msgspec.Struct, frozen=True, kw_only=True):
+    """Which part of which model a checkpoint has; the rest is the base's."""
+
+    base: str
+    """Fingerprint of the base checkpoint's weights."""
+    freeze_vision: bool
+    lora_rank: int
+    lora_alpha: int
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,6 +58,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     """Groups the feeder had handed out."""
     fates: dict[str, Fate]
     """Fate by group id, of every closed group; *trained* ones are in these weights."""
+    trained: Trained
     num_bytes_by_file: dict[str, int] = {}
 
 
@@ -60,7 +73,7 @@ def write_state(folder: Path, state: dict[str, Any], world: World) -> "Future[An
 def read_state(folder: Path, state: dict[str, Any], world: World) -> None:
     """All ranks: fill a state from a checkpoint. Raises `WeightsError` if it is of another model.
 
-    That is also one with other adapters, or with another part of the model frozen.
+    More in the checkpoint than in the state is not seen here: `refuse_other_settings` sees it.
     """
     reader = FileSystemReader(folder)
     try:
@@ -75,6 +88,33 @@ def read_state(folder: Path, state: dict[str, Any], world: World) -> None:
         raise WeightsError(
             f"checkpoint {folder} does not fit what these settings train: {reasons}"
         ) from error
+
+
+def refuse_other_settings(progress: Progress, now: Trained) -> None:
+    """Raises `WeightsError` if a run would go on with something else trained than before."""
+    before = progress.trained
+    for name in Trained.__struct_fields__:
+        was, is_now = getattr(before, name), getattr(now, name)
+        if was == is_now:
+            continue
+        what = "another base model" if name == "base" else f"{name} {is_now}, it had {was}"
+        raise WeightsError(
+            f"run {progress.run!r} cannot go on with {what}: its checkpoint holds only what was "
+            "trained. Choose another run"
+        )
+
+
+def fingerprint(checkpoint: Path) -> str:
+    """Of a checkpoint's weights: sizes, and the first and last MiB of each file."""
+    digest = hashlib.sha256()
+    for path in sorted(checkpoint.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(_SAMPLED_BYTES))
+            file.seek(max(0, size - _SAMPLED_BYTES))
+            digest.update(file.read(_SAMPLED_BYTES))
+    return digest.hexdigest()
 
 
 class CheckpointStore:
@@ -94,8 +134,18 @@ class CheckpointStore:
         return partial
 
     def commit(self, progress: Progress) -> Path:
-        """Make what was begun a checkpoint, then drop all but the newest `keep`; its folder."""
+        """Make what was begun a checkpoint, then drop all but the newest `keep`; its folder.
+
+        Raises `WeightsError` if what a rank has written is not here.
+        """
         partial = self._folder / f"{_PARTIAL}{progress.step:06d}"
+        written = FileSystemReader(partial).read_metadata().storage_data or {}
+        missing = {w.relative_path for w in written.values()} - {p.name for p in partial.iterdir()}
+        if missing:
+            raise WeightsError(
+                f"{partial} lacks {', '.join(sorted(missing))}, which another rank has written: "
+                "run_root must be storage that all ranks share"
+            )
         target = self._folder / f"{progress.step:06d}"
         sizes = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
         progress = msgspec.structs.replace(progress, num_bytes_by_file=sizes)

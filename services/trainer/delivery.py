@@ -17,6 +17,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TypeVar
 
 import redis
@@ -54,6 +55,8 @@ class Delivery:
         self._unsettled: dict[str, list[StreamEntry]] = {}
         self._ready: deque[StreamEntry] = deque()
         self._must_drain = True
+        names = ("stream_length", "stream_lag", "oldest_group_seconds", "outstanding")
+        self._queue_figures: dict[str, float] = dict.fromkeys(names, 0)
 
     # -- the run --------------------------------------------------------------------------------
 
@@ -93,13 +96,18 @@ class Delivery:
         return Counter(self._fates.values())
 
     def queue_figures(self) -> dict[str, float]:
-        """How the queue stands; named as in `StepRecord`."""
-        return {
-            "stream_length": self._patiently(self._stream.length),
-            "stream_lag": self._patiently(self._stream.lag),
-            "oldest_group_seconds": self._patiently(self._stream.oldest_age_s),
-            "outstanding": self._patiently(self._stream.outstanding),
-        }
+        """How the queue stands, or stood if a stop is requested while Redis is away.
+
+        Named as in `StepRecord`.
+        """
+        with suppress(StopRequested):
+            self._queue_figures = {
+                "stream_length": self._patiently(self._stream.length),
+                "stream_lag": self._patiently(self._stream.lag),
+                "oldest_group_seconds": self._patiently(self._stream.oldest_age_s),
+                "outstanding": self._patiently(self._stream.outstanding),
+            }
+        return self._queue_figures
 
     # -- groups in ------------------------------------------------------------------------------
 

@@ -41,7 +41,7 @@ class Trainer:
         self,
         settings: TrainerSettings,
         *,
-        step: int,
+        progress: Progress,
         learner: Learner,
         images: ImageSource,
         intake: Intake,
@@ -51,7 +51,8 @@ class Trainer:
         recorder: Recorder,
         stop: threading.Event,
     ) -> None:
-        self.step = step
+        self.step = progress.step
+        self._trained = progress.trained
         self._settings = settings
         self._learner = learner
         self._images = images
@@ -61,7 +62,7 @@ class Trainer:
         self._publisher = publisher
         self._recorder = recorder
         self._stop = stop
-        self._saved_step = step
+        self._saved_step = self.step
         self._seconds = {"save": 0.0, "checkpoint": 0.0, "publish": 0.0}
 
     def run(self) -> None:
@@ -108,7 +109,13 @@ class Trainer:
         started = time.perf_counter()
         self._settle(wait=True)
         fates, cursor = self._delivery.snapshot()
-        progress = Progress(run=self._settings.run, step=self.step, cursor=cursor, fates=fates)
+        progress = Progress(
+            run=self._settings.run,
+            step=self.step,
+            cursor=cursor,
+            fates=fates,
+            trained=self._trained,
+        )
         self._persistence.begin(progress, publish=self._is_due(self._settings.publish_every))
         self._seconds["save"] = time.perf_counter() - started
 
@@ -151,7 +158,7 @@ class Trainer:
             self._announce(lasting.published)
 
     def _announce(self, pointer: ChannelPointer) -> None:
-        self._publisher.release(pointer)
+        self._publisher.release(pointer, send=not self._stop.is_set())
         self._delivery.announce()
         self._recorder.published_version.set(pointer.version)
 

@@ -4,8 +4,9 @@
 The figures must be those of the engine: same weights, same pixels, same mRoPE positions, and the
 vision placeholders forbidden before the softmax, as the policy server forbids them. Logits are
 computed only where a token is trained, and a bounded number of them at a time: over Qwen's 152,064
-rows they would otherwise outgrow everything else a step holds. Weights are float32 throughout;
-`bfloat16` is the arithmetic of the forward pass (autocast).
+rows they would otherwise outgrow everything else a step holds. Weights are float32;
+`bfloat16` is the arithmetic of the forward pass: autocast in one process, and weights gathered in
+bfloat16 where they are sharded. Beside adapters, weights that do not learn are kept in it.
 """
 
 import contextlib
@@ -138,6 +139,11 @@ class Policy(nn.Module):
     def trains_vision(self) -> bool:
         """Whether the vision tower learns too."""
         return any(p.requires_grad for p in self.model.model.visual.parameters())
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether nothing of it learns."""
+        return not any(p.requires_grad for p in self.parameters())
 
     def freeze(self) -> "Policy":
         """Turn this into a reference that is never trained."""

@@ -17,10 +17,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 
 from services.trainer.checkpoint import CheckpointStore, Progress
 from services.trainer.publish import Publisher
 from services.trainer.step import Learner
+from shared.errors import WeightsError
 from shared.weights import ChannelPointer
 
 
@@ -77,7 +79,11 @@ class Persistence:
         self, progress: Progress, writing: "Future[Any]", weights: dict[str, Tensor] | None
     ) -> Lasting:
         started = time.perf_counter()
-        writing.result()
+        try:
+            writing.result()
+        except CheckpointException as error:  # not even an Exception
+            reasons = "; ".join(sorted({str(e[0]) for e in error.failures.values()}))
+            raise WeightsError(f"step {progress.step} could not be saved: {reasons}") from error
         self._checkpoints.commit(progress)
         committed = time.perf_counter()
         published = None

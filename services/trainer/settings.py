@@ -22,7 +22,7 @@ class TrainerSettings(ServiceSettings):
     run: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the training run."""
     run_root: Path = Path(".medvr/runs")
-    """Checkpoints, TensorBoard files and steps.jsonl go to `run_root/<run>`."""
+    """Checkpoints and records go to `run_root/<run>`, on storage that all ranks share."""
     weights_root: Path = Path(".medvr/weights")
     """Published versions go to `weights_root/<run>/<version>`; policy replicas must see it."""
     weights_channel: str = TRAIN_CHANNEL
@@ -145,6 +145,16 @@ class TrainerSettings(ServiceSettings):
     def _only_a_card_has_something_to_offload(self) -> Self:
         if self.cpu_offload and not self.device.startswith("cuda"):
             raise ValueError(f"cpu_offload needs device cuda, here it is {self.device}")
+        return self
+
+    @model_validator(mode="after")
+    def _adapters_are_set_together(self) -> Self:
+        if self.lora_rank and self.freeze_vision:
+            raise ValueError(
+                "freeze_vision says nothing beside lora_rank: adapters leave all weights alone"
+            )
+        if not self.lora_rank and "lora_alpha" in self.model_fields_set:
+            raise ValueError("lora_alpha is the scale of adapters: set lora_rank too")
         return self
 
     @property

@@ -28,11 +28,22 @@ def shard(policy: Policy, mesh: DeviceMesh, *, dtype: torch.dtype, cpu_offload: 
     """
     precision = MixedPrecisionPolicy()
     if dtype is not torch.float32:
-        precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+        # Autocast casts what blocks are given; rotations must stay as exact as in one process.
+        precision = MixedPrecisionPolicy(
+            param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
     offload = CPUOffloadPolicy() if cpu_offload else OffloadPolicy()
     model = policy.model.model
     for module in (*model.visual.blocks, *model.language_model.layers, policy):
-        fully_shard(module, mesh=mesh, mp_policy=precision, offload_policy=offload)
+        # By itself FSDP keeps a root until the backward pass, which a reference never has.
+        reshard = True if module is policy and policy.is_frozen else None
+        fully_shard(
+            module,
+            mesh=mesh,
+            mp_policy=precision,
+            offload_policy=offload,
+            reshard_after_forward=reshard,
+        )
     for module in policy.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)

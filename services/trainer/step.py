@@ -261,10 +261,13 @@ class Learner:
 
     def restore(self, folder: Path) -> None:
         """The inverse of `save`, by as many ranks as there are now. Raises `WeightsError`."""
+        decays = [group["weight_decay"] for group in self.optimizer.param_groups]
         state = self._state()
         read_state(folder, state, self._world)
         set_model_state_dict(self.policy, state["policy"], options=StateDictOptions(strict=False))
         set_optimizer_state_dict(self.policy, self.optimizer, state["optimizer"], options=_TRAINED)
+        for group, decay in zip(self.optimizer.param_groups, decays, strict=True):
+            group["weight_decay"] = decay  # a setting, like the learning rate
 
     def export(self, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         """The policy's whole weights in host memory, adapters merged; on followers nothing."""

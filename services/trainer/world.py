@@ -26,11 +26,13 @@ from shared.errors import MedvrError
 T = TypeVar("T")
 
 PATIENCE = timedelta(days=7)
-"""Followers wait for the leader as long as the leader waits for groups."""
+"""Followers wait for the leader as long as the leader waits for groups, or for Redis."""
+DILIGENCE = timedelta(hours=1)
+"""How far ranks may be apart where none of them waits for anything outside."""
 
 
-class LeaderGone(MedvrError):
-    """The leading process ended without a word."""
+class RankGone(MedvrError):
+    """Another process of this trainer ended without a word, or does not answer."""
 
 
 class Order(StrEnum):
@@ -43,7 +45,10 @@ class Order(StrEnum):
 
 
 class World:
-    """This process among those that train together. Every method but `lead` is for all of them."""
+    """This process among those that train together. Every method but `lead` is for all of them.
+
+    All raise `RankGone` if one of them is.
+    """
 
     def __init__(
         self, device: torch.device, rank: int = 0, size: int = 1, mesh: DeviceMesh | None = None
@@ -56,9 +61,11 @@ class World:
         self.saving: dist.ProcessGroup | None = None
         """For checkpoints, which are written in the background."""
         self._control: dist.ProcessGroup | None = None
+        self._working: dist.ProcessGroup | None = None
         if mesh is not None:
-            self.saving = _small_group()
-            self._control = _small_group()
+            self.saving = _small_group(DILIGENCE)
+            self._control = _small_group(PATIENCE)
+            self._working = _small_group(DILIGENCE)
 
     @property
     def leads(self) -> bool:
@@ -75,15 +82,14 @@ class World:
     def lead(self, order: Order) -> None:
         """Leader: tell the others what comes; a follower was told already."""
         if self.leads and not self.is_alone:
-            dist.broadcast_object_list([order], src=0, group=self._control)
+            with _together():
+                dist.broadcast_object_list([order], src=0, group=self._control)
 
     def next_order(self) -> Order:
-        """Follower: wait for the leader. Raises `LeaderGone`."""
+        """Follower: wait for the leader."""
         told: list[Order | None] = [None]
-        try:
+        with _together():
             dist.broadcast_object_list(told, src=0, group=self._control)
-        except RuntimeError as error:  # gloo's word for a closed connection
-            raise LeaderGone(f"the leading process is gone: {error}") from error
         assert told[0] is not None
         return told[0]
 
@@ -93,7 +99,8 @@ class World:
             return parts[0]
         received: list[T | None] = [None]
         given = list(parts) if self.leads else None
-        dist.scatter_object_list(received, given, src=0, group=self._control)  # type: ignore[arg-type]
+        with _together():
+            dist.scatter_object_list(received, given, src=0, group=self._control)  # type: ignore[arg-type]
         return received[0]  # type: ignore[return-value]
 
     def told(self, value: Any) -> Any:
@@ -107,7 +114,8 @@ class World:
         if self.is_alone:
             return flag
         answer = torch.tensor(int(flag))
-        dist.all_reduce(answer, op=dist.ReduceOp.MAX, group=self._control)
+        with _together():
+            dist.all_reduce(answer, op=dist.ReduceOp.MAX, group=self._control)
         return bool(answer)
 
     def longest(self, counts: Sequence[int]) -> list[int]:
@@ -115,7 +123,8 @@ class World:
         if self.is_alone:
             return list(counts)
         every: list[Sequence[int]] = [()] * self.size
-        dist.all_gather_object(every, list(counts), group=self._control)
+        with _together():
+            dist.all_gather_object(every, list(counts), group=self._working)
         return [max(column) for column in zip_longest(*every, fillvalue=0)]
 
     def sums(self, values: Sequence[float]) -> list[float]:
@@ -123,7 +132,8 @@ class World:
         if self.is_alone:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(total, group=self._control)
+        with _together():
+            dist.all_reduce(total, group=self._working)
         return total.tolist()
 
     def gathered(self, own: T) -> list[T]:
@@ -131,12 +141,22 @@ class World:
         if self.is_alone:
             return [own]
         every: list[Any] | None = [None] * self.size if self.leads else None
-        dist.gather_object(own, every, dst=0, group=self._control)
+        with _together():
+            dist.gather_object(own, every, dst=0, group=self._working)
         return every or []
 
 
-def _small_group() -> dist.ProcessGroup:
-    group = dist.new_group(backend="gloo", timeout=PATIENCE)
+@contextmanager
+def _together() -> Generator[None]:
+    """Gloo tells of a closed connection, or of too long a wait, by a RuntimeError."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RankGone(f"another process of this trainer is gone: {error}") from error
+
+
+def _small_group(timeout: timedelta) -> dist.ProcessGroup:
+    group = dist.new_group(backend="gloo", timeout=timeout)
     assert isinstance(group, dist.ProcessGroup)
     return group
 
@@ -149,8 +169,10 @@ def open_world(device: str, *, always_sharded: bool = False) -> Generator[World]
         yield World(torch.device(device))
         return
     own = torch.device(device)
+    if own.type == "cuda" and launched:
+        own = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     if own.type == "cuda":
-        own = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        own = torch.device("cuda", own.index or 0)
         torch.cuda.set_device(own)
     backend = "cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo"
     if launched:

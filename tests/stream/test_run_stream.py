@@ -194,3 +194,8 @@ def test_the_stream_tells_what_is_unread_and_how_long_the_oldest_has_waited(
     assert 0.05 <= stream.oldest_age_s() < 60
     stream.settle([(entry, Fate.TRAINED)])
     assert (stream.lag(), stream.length()) == (2, 2)
+
+
+def test_an_emptied_redis_has_no_lag(stream: RunStream, valkey: redis.Redis) -> None:
+    valkey.flushall()
+    assert (stream.lag(), stream.oldest_age_s(), stream.length()) == (0, 0.0, 0)

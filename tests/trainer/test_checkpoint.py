@@ -9,7 +9,15 @@ import redis
 import torch
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
-from services.trainer.checkpoint import CheckpointStore, Progress, read_state, write_state
+from services.trainer.checkpoint import (
+    CheckpointStore,
+    Progress,
+    Trained,
+    fingerprint,
+    read_state,
+    refuse_other_settings,
+    write_state,
+)
 from services.trainer.model import Policy
 from services.trainer.publish import Publisher
 from services.trainer.transfer import FilesOnly
@@ -25,10 +33,13 @@ from shared.weights import (
 )
 
 CPU = torch.device("cpu")
+ALL = Trained(base="x", freeze_vision=False, lora_rank=0, lora_alpha=0)
 
 
 def progress(step: int) -> Progress:
-    return Progress(run="r", step=step, cursor=3 * step, fates={f"g{step}": Fate.TRAINED})
+    return Progress(
+        run="r", step=step, cursor=3 * step, fates={f"g{step}": Fate.TRAINED}, trained=ALL
+    )
 
 
 def save(store: CheckpointStore, step: int, value: float, num: int = 2) -> Path:
@@ -103,6 +114,45 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
         read_state(folder, {"y": torch.empty(2)}, World(CPU))
 
 
+def test_what_another_rank_wrote_elsewhere_makes_no_checkpoint(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=1)
+    partial = store.begin(1)
+    write_state(partial, {"x": torch.zeros(2)}, World(CPU)).result()
+    (partial / "__0_0.distcp").rename(tmp_path / "elsewhere")
+    with pytest.raises(WeightsError, match=r"lacks __0_0\.distcp.*storage that all ranks share"):
+        store.commit(progress(1))
+    assert store.newest() is None
+
+
+@pytest.mark.parametrize(
+    ("now", "message"),
+    [
+        ({"freeze_vision": True}, "with freeze_vision True, it had False"),
+        ({"lora_rank": 8, "lora_alpha": 16}, "with lora_rank 8, it had 0"),
+        ({"base": "y"}, "with another base model"),
+    ],
+)
+def test_a_run_that_would_train_something_else_is_refused(
+    now: dict[str, object], message: str
+) -> None:
+    """What is not trained is not in its checkpoints: it would be silently taken from the base."""
+    refuse_other_settings(progress(1), ALL)
+    with pytest.raises(WeightsError, match=message):
+        refuse_other_settings(progress(1), msgspec.structs.replace(ALL, **now))
+
+
+def test_a_fingerprint_tells_other_weights_of_the_same_shape(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "model.safetensors"
+    content = bytearray((checkpoint / "model.safetensors").read_bytes())
+    other.write_bytes(content)
+    assert fingerprint(tmp_path) == fingerprint(checkpoint)
+    content[-1] ^= 1
+    other.write_bytes(content)
+    assert fingerprint(tmp_path) != fingerprint(checkpoint)
+
+
 def test_without_a_checkpoint_there_is_none(tmp_path: Path) -> None:
     assert CheckpointStore(tmp_path / "new", keep=1).newest() is None
 
@@ -139,7 +189,7 @@ def test_a_version_is_an_ordinary_checkpoint_and_the_channel_names_it(
     pointer = publish(publishing, policy, 7)
     publishing.announce()
     assert valkey.get(channel_key("policy:train")) is None
-    publishing.release(pointer)
+    publishing.release(pointer, send=True)
     publishing.announce()
     folder = Path(pointer.path)
     assert folder == tmp_path / "r" / "000007"
