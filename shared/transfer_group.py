@@ -38,7 +38,7 @@ class TransferGroup:
         self._world_size = start.world_size
         self._deadline = time.monotonic() + start.timeout_s
         self._meet("joined", self._world_size, time.monotonic() + start.join_s)
-        self._group = _make_group(store, rank, start)
+        self._group: Any = _make_group(store, rank, start)
 
     def broadcast(self, tensor: torch.Tensor) -> None:
         """Fill a contiguous tensor on all ranks with that of rank 0."""
@@ -56,8 +56,13 @@ class TransferGroup:
             self._store.add("left", 1)
 
     def close(self) -> None:
-        """Let go, also in the middle: the others notice. Waits for nobody."""
+        """Let go, also in the middle.
+
+        NCCL needs to be told; Gloo's peers notice when the last reference goes, and with it its
+        connections. A Gloo operation under way keeps it for as long as its own limit says.
+        """
         self._group.abort()
+        self._group = None
 
     def _meet(self, where: str, num_ranks: int, deadline: float) -> None:
         self._store.add(where, 1)

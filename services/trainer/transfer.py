@@ -143,7 +143,8 @@ class GroupTransfer:
 
         Such a thread is stuck inside NCCL, so nothing is offered any more by this process.
         """
-        failures: list[Exception] = []
+        failures: list[str] = []
+        """Words, not exceptions: those hold the frames, and with them the group's connections."""
 
         def send() -> None:
             try:
@@ -151,7 +152,7 @@ class GroupTransfer:
                     torch.cuda.set_device(self._device)  # threads have their own
                 self._send(offer, answers, layout, tensors)
             except Exception as error:  # noqa: BLE001 - told by the thread that waits
-                failures.append(error)
+                failures.append(f"{type(error).__name__}: {error}")
 
         thread = threading.Thread(target=send, name="transfer", daemon=True)
         thread.start()
@@ -160,7 +161,7 @@ class GroupTransfer:
             self._is_stuck = True
             raise TimeoutError("the transfer is stuck; from now on versions go by their folders")
         if failures:
-            raise failures[0]
+            raise WeightsError(failures[0])
 
     def _send(
         self,
