@@ -131,6 +131,11 @@ class ChannelOffers:
         logger.warning("the trainer offered version %d and did not start", offer.pointer.version)
         return None
 
+    async def aclose(self) -> None:
+        """Stop listening."""
+        await self._messages.aclose()
+        await self._redis.aclose()
+
     async def _next_message(self, wait_s: float) -> TransferOffer | TransferStart | None:
         """The next message, or None after `wait_s` or less."""
         try:
