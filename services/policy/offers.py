@@ -33,8 +33,8 @@ logger = logging.getLogger(__name__)
 
 _SAME_MOMENT_S = 0.1
 """Key and offer are set in one transaction, but are read over two connections."""
-_START_S = 20.0
-"""Longest wait between an answer and the start; the trainer waits less for the other answers."""
+_START_S = 5.0
+"""From the last moment of answers to the start."""
 
 
 class EngineStuck(MedvrError):
@@ -122,7 +122,7 @@ class ChannelOffers:
         except RedisError as error:
             logger.warning("cannot answer an offer: %s", error)
             return None
-        deadline = time.monotonic() + _START_S
+        deadline = time.monotonic() + offer.answer_s + _START_S
         while (left_s := deadline - time.monotonic()) > 0:
             message = await self._next_message(left_s)
             if isinstance(message, TransferStart) and message.offer_id == offer.offer_id:

@@ -98,7 +98,9 @@ class GroupTransfer:
         started = time.perf_counter()
         try:
             layout = checkpoint_layout(Path(pointer.path))
-            offer = TransferOffer(offer_id=secrets.token_hex(8), pointer=pointer)
+            offer = TransferOffer(
+                offer_id=secrets.token_hex(8), pointer=pointer, answer_s=self._answer_s
+            )
             answers = self._ask(offer)
             if not answers:
                 return
