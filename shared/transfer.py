@@ -41,6 +41,8 @@ class TransferOffer(msgspec.Struct, frozen=True, kw_only=True, tag="offer"):
 
     offer_id: str
     pointer: ChannelPointer
+    answer_s: float
+    """Answers are taken no longer than this; the start follows."""
 
 
 class TransferAnswer(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,7 +15,7 @@ it, and both callers bound the whole from outside.
 import contextlib
 import os
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from datetime import timedelta
 from typing import Any
 
@@ -26,8 +26,6 @@ from shared.transfer import TransferStart
 
 _POLL_S = 0.0002
 _MEET_POLL_S = 0.005
-_LOOK_S = 0.2
-"""Between two looks whether somebody has broken off."""
 
 
 class TransferGroup:
@@ -39,28 +37,18 @@ class TransferGroup:
         self._rank = rank
         self._world_size = start.world_size
         self._deadline = time.monotonic() + start.timeout_s
-        self._is_finished = False
         self._meet("joined", self._world_size, time.monotonic() + start.join_s)
         self._group: Any = _make_group(store, rank, start)
 
     def broadcast(self, tensor: torch.Tensor) -> None:
         """Fill a contiguous tensor on all ranks with that of rank 0."""
         work = self._group.broadcast(tensor.view(-1).view(torch.uint8), 0)
-        look_at = time.monotonic() + _LOOK_S
-        while not work.is_completed():
-            now = time.monotonic()
-            if now > self._deadline:
-                raise TimeoutError("the transfer waited too long for a tensor")
-            if now > look_at:
-                look_at = now + _LOOK_S
-                self._raise_if_off()
-            time.sleep(_POLL_S)
+        _poll(work.is_completed, self._deadline, _POLL_S, "a tensor")
         work.wait()  # raises what went wrong; orders the caller's stream after it
 
     def finish(self) -> None:
         """Return when all ranks have everything. Rank 0, which keeps the store, leaves last."""
         self._meet("received", self._world_size, self._deadline)
-        self._is_finished = True
         if self._rank == 0:
             with contextlib.suppress(TimeoutError):
                 self._await("left", self._world_size - 1, self._deadline)
@@ -68,29 +56,20 @@ class TransferGroup:
             self._store.add("left", 1)
 
     def close(self) -> None:
-        """Let go, also in the middle: the others notice. Waits for nobody."""
-        if not self._is_finished:
-            with contextlib.suppress(RuntimeError):  # then the store is gone, which tells as much
-                self._store.set("off", "")
-        if self._group is not None:
-            self._group.abort()
-        self._group = None  # Gloo closes its connections with the object, and only then
+        """Let go, also in the middle.
 
-    def _raise_if_off(self) -> None:
-        """Gloo does not tell that a peer has let go; the store, which rank 0 keeps, does."""
-        if self._store.check(["off"]):
-            raise RuntimeError("the transfer was broken off")
+        NCCL needs to be told; Gloo's peers notice when the last reference goes, and with it its
+        connections. A Gloo operation under way keeps it for as long as its own limit says.
+        """
+        self._group.abort()
+        self._group = None
 
     def _meet(self, where: str, num_ranks: int, deadline: float) -> None:
         self._store.add(where, 1)
         self._await(where, num_ranks, deadline)
 
     def _await(self, where: str, num_ranks: int, deadline: float) -> None:
-        while self._store.add(where, 0) < num_ranks:
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"the transfer waited too long: not all have {where}")
-            self._raise_if_off()
-            time.sleep(_MEET_POLL_S)
+        _poll(lambda: self._store.add(where, 0) >= num_ranks, deadline, _MEET_POLL_S, where)
 
 
 def open_store(host: str, timeout_s: float) -> dist.TCPStore:
@@ -108,6 +87,13 @@ def reach_store(start: TransferStart) -> dist.TCPStore:
     return dist.TCPStore(
         start.host, start.port, is_master=False, timeout=timedelta(seconds=start.join_s)
     )
+
+
+def _poll(is_true: Callable[[], bool], deadline: float, every_s: float, what: str) -> None:
+    while not is_true():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"the transfer waited too long for {what}")
+        time.sleep(every_s)
 
 
 def _make_group(store: dist.Store, rank: int, start: TransferStart) -> Any:

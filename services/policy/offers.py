@@ -33,8 +33,8 @@ logger = logging.getLogger(__name__)
 
 _SAME_MOMENT_S = 0.1
 """Key and offer are set in one transaction, but are read over two connections."""
-_START_S = 20.0
-"""Longest wait between an answer and the start; the trainer waits less for the other answers."""
+_START_S = 5.0
+"""From the last moment of answers to the start."""
 
 
 class EngineStuck(MedvrError):
@@ -122,7 +122,7 @@ class ChannelOffers:
         except RedisError as error:
             logger.warning("cannot answer an offer: %s", error)
             return None
-        deadline = time.monotonic() + _START_S
+        deadline = time.monotonic() + offer.answer_s + _START_S
         while (left_s := deadline - time.monotonic()) > 0:
             message = await self._next_message(left_s)
             if isinstance(message, TransferStart) and message.offer_id == offer.offer_id:
@@ -130,6 +130,11 @@ class ChannelOffers:
                 return None if first_rank is None else Seat(message, first_rank)
         logger.warning("the trainer offered version %d and did not start", offer.pointer.version)
         return None
+
+    async def aclose(self) -> None:
+        """Stop listening."""
+        await self._messages.aclose()
+        await self._redis.aclose()
 
     async def _next_message(self, wait_s: float) -> TransferOffer | TransferStart | None:
         """The next message, or None after `wait_s` or less."""

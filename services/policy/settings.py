@@ -33,8 +33,8 @@ class PolicySettings(ServiceSettings):
     poll_interval_s: float = Field(default=0.5, gt=0)
     """Seconds between two looks at the channel key."""
     weight_transfer: TransferChoice = "auto"
-    """Receive versions that a trainer sends: `nccl` between GPUs, `gloo` between CPUs; `files`
-    reads folders only; `auto` is nccl with vLLM's CUDA build, else files."""
+    """Receive versions that a trainer sends: `nccl` between GPUs, `gloo` between CPUs, `files`
+    never; `auto` is nccl with vLLM's CUDA build, else files. What is not sent is read."""
     max_model_len: int | None = Field(default=None, ge=16)
     """Context in tokens; unset means the model's own."""
     max_num_seqs: int = Field(default=64, ge=1)

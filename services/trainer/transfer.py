@@ -98,7 +98,9 @@ class GroupTransfer:
         started = time.perf_counter()
         try:
             layout = checkpoint_layout(Path(pointer.path))
-            offer = TransferOffer(offer_id=secrets.token_hex(8), pointer=pointer)
+            offer = TransferOffer(
+                offer_id=secrets.token_hex(8), pointer=pointer, answer_s=self._answer_s
+            )
             answers = self._ask(offer)
             if not answers:
                 return
@@ -143,7 +145,8 @@ class GroupTransfer:
 
         Such a thread is stuck inside NCCL, so nothing is offered any more by this process.
         """
-        failures: list[Exception] = []
+        failures: list[str] = []
+        """Words, not exceptions: those hold the frames, and with them the group's connections."""
 
         def send() -> None:
             try:
@@ -151,7 +154,7 @@ class GroupTransfer:
                     torch.cuda.set_device(self._device)  # threads have their own
                 self._send(offer, answers, layout, tensors)
             except Exception as error:  # noqa: BLE001 - told by the thread that waits
-                failures.append(error)
+                failures.append(f"{type(error).__name__}: {error}")
 
         thread = threading.Thread(target=send, name="transfer", daemon=True)
         thread.start()
@@ -160,7 +163,7 @@ class GroupTransfer:
             self._is_stuck = True
             raise TimeoutError("the transfer is stuck; from now on versions go by their folders")
         if failures:
-            raise failures[0]
+            raise WeightsError(failures[0])
 
     def _send(
         self,

@@ -17,6 +17,7 @@ from itertools import islice
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 import redis
 import torch
@@ -124,6 +125,7 @@ def send(receiving: RunningPolicy, backend: TransferBackend) -> Iterator[Send]:
                 device=torch.device("cuda:0" if backend == "nccl" else "cpu"),
                 answer_s=10.0,
                 timeout_s=timeout_s,
+                join_s=5.0,
             )
             await asyncio.to_thread(transfer.offer, pointer, tensors)
 
@@ -286,3 +288,33 @@ async def test_a_trainer_killed_while_it_sends_takes_no_replica_with_it(
     image = make_image(67)
     turn = await policy.generate(GenerateRequest(segments=first_turn(image), max_tokens=24))
     check_against(turn, image, {5: references[0]})
+
+
+async def test_a_replica_whose_engine_hangs_in_a_transfer_ends(
+    receiving: RunningPolicy,
+    random_checkpoints: tuple[Path, Path],
+    publish: Publish,
+    send: Send,
+) -> None:
+    """Nothing else may be asked of such an engine; whatever keeps the server starts a fresh one."""
+    children = psutil.Process(receiving.pid).children(recursive=True)
+    engine = next(child for child in children if "EngineCore" in child.name())
+
+    def freezing() -> Iterator[tuple[str, Tensor]]:
+        for index, tensor in enumerate(published_tensors(random_checkpoints[1])):
+            if index == 20:
+                engine.suspend()
+            yield tensor
+
+    await send(publish(random_checkpoints[1], 6), freezing(), timeout_s=3.0)
+    assert engine.status() == psutil.STATUS_STOPPED
+
+    async def is_gone() -> bool:
+        try:
+            httpx.get(f"{receiving.url}/health")
+        except httpx.TransportError:
+            return not engine.is_running() or engine.status() == psutil.STATUS_ZOMBIE
+        return False
+
+    await until(is_gone)
+    assert "neither old nor new" in receiving.log.read_text()
