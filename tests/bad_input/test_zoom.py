@@ -33,7 +33,7 @@ from tests.zoom.files import (
 MAX_UPLOAD_BYTES = 2 * 2**20
 MAX_PIXELS = 4_000_000
 CROP = {"image": "$IMAGE", "limits": {"min_pixels": 784, "max_pixels": 100_000}}
-WHAT_IS_ACCEPTED = "PNG, JPEG, WebP, TIFF and single-frame DICOM"
+WHAT_IS_ACCEPTED = "PNG, JPEG, WebP, TIFF, DICOM and NIfTI"
 
 
 def picture(file_format: str, **options: object) -> bytes:
@@ -88,7 +88,7 @@ FILES = [
         file_of(dataset_of(RAMP, NumberOfFrames=7)),
         422,
         "7 frames",
-        "only single-frame images are accepted",
+        "frame is missing; frame=1 to frame=7 is accepted",
     ),
     image_case(
         "a DICOM file of an unknown transfer syntax",

@@ -151,11 +151,6 @@ def refusal(sandbox: Sandbox, data: bytes) -> ApiProblem:
     return caught.value
 
 
-def test_frames_are_counted_in_the_refusal(sandbox: Sandbox) -> None:
-    problem = refusal(sandbox, file_of(dataset_of(RAMP, NumberOfFrames=7)))
-    assert (problem.status, "7 frames" in problem.detail) == (422, True)
-
-
 def test_a_small_rle_file_that_asks_for_gigabytes_is_refused_by_its_header(
     sandbox: Sandbox,
 ) -> None:
