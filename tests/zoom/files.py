@@ -1,11 +1,13 @@
-"""Files that mean harm, and the builders of DICOM files."""
+"""Files that mean harm, and the builders of DICOM and NIfTI files."""
 
+import gzip
 import io
 import struct
 import zlib
 from typing import Any
 
 import numpy as np
+from nibabel.nifti1 import Nifti1Image
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
@@ -82,3 +84,30 @@ def off_the_list() -> bytes:
     """A transfer syntax that nobody registered."""
     plain = file_of(dataset_of(RAMP))
     return plain.replace(b"1.2.840.10008.1.2.1\x00", b"1.2.840.10008.1.2.9\x00")
+
+
+RAS = np.diag([2.0, 2.0, 2.0, 1.0])
+"""Voxel axes that run to the patient's right, front and head."""
+
+
+def nifti_of(voxels: np.ndarray, affine: np.ndarray = RAS, **fields: Any) -> bytes:
+    """A NIfTI-1 file of voxels [x, y, z] or [x, y, z, frame], with these header fields."""
+    volume = Nifti1Image(voxels, affine)
+    for name, value in fields.items():
+        volume.header[name] = value
+    return volume.to_bytes()
+
+
+def gzip_bomb() -> bytes:
+    """A small volume, and a gigabyte of nothing behind it."""
+    squeezer = zlib.compressobj(9, zlib.DEFLATED, 16 + zlib.MAX_WBITS)
+    parts = [squeezer.compress(nifti_of(np.zeros((4, 4, 4), np.int16)))]
+    parts += [squeezer.compress(bytes(2**24)) for _ in range(64)]
+    return b"".join([*parts, squeezer.flush()])
+
+
+def nifti_claiming(*sizes: int) -> bytes:
+    """Gzip data of a header alone that claims any shape."""
+    header = bytearray(nifti_of(np.zeros((1, 1, 1), np.int16)))
+    struct.pack_into("<8h", header, 40, len(sizes), *sizes, *[1] * (7 - len(sizes)))
+    return gzip.compress(bytes(header))
