@@ -61,7 +61,10 @@ _GREY = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _PALETTE = "PALETTE COLOR"
 _PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
-_FRAME_MACROS = ("PixelValueTransformationSequence", "FrameVOILUTSequence")
+_FRAME_MACROS = {
+    "PixelValueTransformationSequence": ("RescaleSlope", "RescaleIntercept", "RescaleType"),
+    "FrameVOILUTSequence": ("WindowCenter", "WindowWidth", "VOILUTFunction"),
+}
 """Where an enhanced image keeps what others have at the top: rescaling and window."""
 
 
@@ -163,9 +166,11 @@ def _lift_frame_macros(dataset: Dataset, frame: int) -> None:
         for keyword in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
     )
     for group in [*shared[:1], *per_frame[frame - 1 : frame]]:
-        for keyword in _FRAME_MACROS:
+        for keyword, elements in _FRAME_MACROS.items():
             for macro in cast("list[Dataset]", group.get(keyword) or [])[:1]:
-                dataset.update(macro)
+                for element in elements:
+                    if element in macro:
+                        dataset.add(macro[element])
 
 
 def _check_windows(dataset: Dataset, asked: tuple[Window, ...]) -> None:

@@ -1,4 +1,4 @@
-"""NIfTI: slices the right way up whatever the order of the axes, greys, and files that mean harm."""
+"""NIfTI: slices the right way up in every storage order, greys, and files that mean harm."""
 
 import gzip
 import struct
