@@ -8,10 +8,15 @@ from typing import Any
 
 import numpy as np
 from nibabel.nifti1 import Nifti1Image
+from PIL import Image
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGLSLossless,
     RLELossless,
     SecondaryCaptureImageStorage,
 )
@@ -66,6 +71,31 @@ def rle_bomb() -> bytes:
     packed = dataset_of(RAMP)
     packed.compress(RLELossless)
     packed.Rows = packed.Columns = 46340
+    return file_of(packed)
+
+
+def codestream_bomb(kind: str) -> bytes:
+    """A modest header over a codestream that asks for gigabytes."""
+    picture = np.tile(RAMP.astype(np.uint8), (8, 8))
+    packed = dataset_of(picture)
+    if kind == "JPEG 2000":
+        packed.compress(JPEG2000Lossless)
+        marker, sizes = b"\xff\x51", struct.pack(">8I", 60_000, 60_000, 0, 0, 60_000, 60_000, 0, 0)
+        sizes_at = 6
+    elif kind == "JPEG-LS":
+        packed.compress(JPEGLSLossless)
+        marker, sizes, sizes_at = b"\xff\xf7", struct.pack(">2H", 65_000, 65_000), 5
+    else:
+        file = io.BytesIO()
+        Image.fromarray(picture).save(file, "JPEG")
+        packed.PixelData = encapsulate([file.getvalue()])
+        packed["PixelData"].is_undefined_length = True
+        packed.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+        marker, sizes, sizes_at = b"\xff\xc0", struct.pack(">2H", 65_000, 65_000), 5
+    codestream = bytearray(packed.PixelData)
+    at = codestream.index(marker) + sizes_at
+    codestream[at : at + len(sizes)] = sizes
+    packed.PixelData = bytes(codestream)
     return file_of(packed)
 
 

@@ -21,7 +21,15 @@ from pydicom.uid import (
 from services.zoom.formats import Rendering, detect_format
 from services.zoom.sandbox import Sandbox
 from shared.errors import ApiProblem
-from tests.zoom.files import RAMP, dataset_of, deflate_bomb, file_of, off_the_list, rle_bomb
+from tests.zoom.files import (
+    RAMP,
+    codestream_bomb,
+    dataset_of,
+    deflate_bomb,
+    file_of,
+    off_the_list,
+    rle_bomb,
+)
 
 Pixels = Callable[[bytes], np.ndarray]
 
@@ -160,6 +168,15 @@ def test_a_small_rle_file_that_asks_for_gigabytes_is_refused_by_its_header(
     problem = refusal(sandbox, rle_bomb())
     assert (problem.status, "46340x46340" in problem.detail) == (413, True)
     assert time.monotonic() - started < 20
+
+
+@pytest.mark.parametrize("kind", ["JPEG 2000", "JPEG-LS", "JPEG"])
+def test_a_codestream_that_asks_for_more_than_its_header_is_refused_and_the_next_decodes(
+    sandbox: Sandbox, pixels: Pixels, kind: str
+) -> None:
+    problem = refusal(sandbox, codestream_bomb(kind))
+    assert problem.status in (413, 422)
+    assert levels_of(sandbox, dataset_of(RAMP), pixels).shape == (10, 10)
 
 
 def test_a_small_deflated_file_that_inflates_a_thousandfold_is_refused(

@@ -119,6 +119,16 @@ def test_a_requested_window_takes_the_place_of_the_files_lut_and_of_its_windows(
     ]
 
 
+def test_numbers_longer_than_dicom_writes_them_are_applied_as_they_are(
+    sandbox: Sandbox, pixels: Pixels
+) -> None:
+    data = file_of(dataset_of(RAMP, RescaleSlope=1e-6, RescaleIntercept="-0.3333333333333"))
+    asked = Window(-1 / 3 + 50e-6, 1e-4)
+    original = sandbox.decode(data, "dicom", Rendering(windows=(asked,)))
+    assert (original.window_center, original.window_width) == (asked.center, asked.width)
+    assert pixels(original.png)[:, 1].tolist() == [3, 28, 54, 79, 105, 130, 156, 181, 207, 232]
+
+
 def test_a_requested_window_of_monochrome1_is_inverted_too(
     sandbox: Sandbox, pixels: Pixels
 ) -> None:
