@@ -1,6 +1,7 @@
 """NIfTI: slices the right way up in every storage order, greys, and files that mean harm."""
 
 import gzip
+import re
 import struct
 from collections.abc import Callable
 from itertools import permutations, product
@@ -228,3 +229,20 @@ def test_a_volume_too_large_for_the_decoder_is_stopped_and_the_next_decodes(
         assert np.array_equal(shown(sandbox, GOOD, AXIAL_2, pixels), PLAIN[::-1, ::-1, 2].T)
     finally:
         sandbox.close()
+
+
+def test_headers_with_damaged_bytes_give_a_picture_or_a_reason(sandbox: Sandbox) -> None:
+    random = np.random.default_rng(5)
+    outcomes: list[tuple[int, str]] = []
+    for _ in range(100):
+        data = bytearray(GOOD)
+        for at in random.integers(40, 348, size=random.integers(1, 4)):
+            data[at] = random.integers(256)
+        try:
+            sandbox.decode(bytes(data), "nifti", AXIAL_2)
+            outcomes.append((200, ""))
+        except ApiProblem as problem:
+            outcomes.append((int(problem.status), problem.detail))
+    assert {200, 422} <= {status for status, _ in outcomes} <= {200, 413, 415, 422}
+    unclear = [d for _, d in outcomes if re.search("gave up|cannot be decoded", d)]
+    assert unclear == []
