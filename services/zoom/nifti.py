@@ -107,13 +107,14 @@ def read_header(head: bytes) -> Volume:
     """The header at the start of a file. Raises `ApiProblem`."""
     if not is_nifti(head):
         raise unsupported("the gzip data holds no NIfTI volume; .nii and .nii.gz are accepted")
-    is_first = head[344:345] == b"n" and head[4:7] not in (b"n+2", b"ni2")
-    if (head[344:347] if is_first else head[4:7]) in (b"ni1", b"ni2"):
+    is_second = head[4:7] in (b"n+2", b"ni2")
+    magic = head[4:7] if is_second else head[344:347]
+    if magic in (b"ni1", b"ni2"):
         raise unsupported(
             "this is the header of a NIfTI volume in two files; single files (.nii, .nii.gz) "
             "are accepted"
         )
-    kind = Nifti1Header if is_first else Nifti2Header
+    kind = Nifti2Header if is_second else Nifti1Header
     try:
         header = kind(head[: kind.template_dtype.itemsize])
         sizes = [int(size) for size in header.get_data_shape()]
@@ -126,7 +127,9 @@ def read_header(head: bytes) -> Volume:
     except Exception as error:  # a header's message may quote the patient
         raise unreadable(f"the NIfTI header cannot be read ({type(error).__name__})") from error
     if dtype.kind not in "iuf" or dtype.itemsize > 8:
-        raise unreadable("the voxels are no plain numbers; integers and floats up to 64 bits are")
+        raise unreadable(
+            "the voxels are no plain numbers; integers and floats of up to 64 bits are accepted"
+        )
     if not has_orientation or not np.isfinite(orientation).all():
         raise unreadable(
             "the NIfTI header does not say how the volume lies in the patient (sform, qform)"
