@@ -11,18 +11,31 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
 from http import HTTPStatus
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Query, Request, Response
 from prometheus_client import CollectorRegistry, Counter
 
 from services.zoom.crop import check_request, render
-from services.zoom.formats import CanonicalOriginal, DecodeLimits, detect_format, unreadable
+from services.zoom.formats import (
+    CanonicalOriginal,
+    DecodeLimits,
+    Rendering,
+    detect_format,
+    unreadable,
+)
 from services.zoom.originals import OriginalCache, open_png
+from services.zoom.rendering import asked_rendering, ingest_response
 from services.zoom.sandbox import Sandbox
 from services.zoom.settings import ZoomSettings
 from services.zoom.wire import bad_box_response, blob_headers, is_unmodified
-from shared.api.zoom import CropRequest, CropResponse, ImageFacts, IngestResponse
+from shared.api.zoom import (
+    CropRequest,
+    CropResponse,
+    ImageFacts,
+    IngestResponse,
+    RenderingRequest,
+)
 from shared.blobs import BlobStore
 from shared.errors import ApiProblem, BlobError
 from shared.geometry import BadBox
@@ -76,24 +89,19 @@ class Zoom:
         """Raises if the blob store does not answer."""
         await self._in_thread(partial(self._blobs.has, _NO_BLOB))
 
-    async def ingest(self, data: bytes) -> IngestResponse:
+    async def ingest(self, data: bytes, rendering: Rendering) -> IngestResponse:
         """Decode in a child, keep the canonical original. Raises `ApiProblem`."""
         if not data:
             raise unreadable("the body is empty; send the file's bytes")
         loop = asyncio.get_running_loop()
-        image, original = await loop.run_in_executor(self._decoding, self._decode_and_put, data)
-        self._ingests.labels(original.source_format).inc()
-        return IngestResponse(
-            image=image,
-            width_px=original.width_px,
-            height_px=original.height_px,
-            source_format=original.source_format,
-            window_center=original.window_center,
-            window_width=original.window_width,
+        image, original = await loop.run_in_executor(
+            self._decoding, self._decode_and_put, data, rendering
         )
+        self._ingests.labels(original.source_format).inc()
+        return ingest_response(image, original)
 
-    def _decode_and_put(self, data: bytes) -> tuple[str, CanonicalOriginal]:
-        original = self._sandbox.decode(data, detect_format(data))
+    def _decode_and_put(self, data: bytes, rendering: Rendering) -> tuple[str, CanonicalOriginal]:
+        original = self._sandbox.decode(data, detect_format(data), rendering)
         return self._blobs.put(original.png), original
 
     async def crop(self, body: bytes) -> Response:
@@ -191,8 +199,11 @@ def add_routes(app: FastAPI, zoom: Zoom, max_upload_bytes: int) -> None:
 
     app.add_exception_handler(BadBox, on_bad_box)
 
-    async def ingest(request: Request) -> IngestResponse:
-        return await zoom.ingest(await read_body(request, max_upload_bytes))
+    async def ingest(
+        request: Request, query: Annotated[RenderingRequest, Query()]
+    ) -> IngestResponse:
+        rendering = asked_rendering(query)
+        return await zoom.ingest(await read_body(request, max_upload_bytes), rendering)
 
     async def crop(request: Request) -> Response:
         return await zoom.crop(await read_body(request, MAX_CROP_REQUEST_BYTES))

@@ -58,7 +58,10 @@ def _answer(request: DecodeRequest, data: bytes) -> bytes:
     _limit(request.limits)
     answer: Answer | Refusal
     try:
-        answer = Answer(decode_original(data, request.source_format, request.limits.max_pixels))
+        original = decode_original(
+            data, request.source_format, request.rendering, request.limits.max_pixels
+        )
+        answer = Answer(original)
     except ApiProblem as problem:
         answer = Refusal(int(problem.status), problem.title, problem.detail)
     return msgspec.msgpack.encode(answer)

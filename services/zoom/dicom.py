@@ -1,15 +1,16 @@
-"""Single-frame DICOM to the canonical original; runs in the decoder child.
+"""A frame of a DICOM file to the canonical original; runs in the decoder child.
 
 Everything the header claims is checked against the limits before any pixel is decoded: pydicom
-itself allocates whatever the header says. The default window is the file's first VOI LUT, else
-its first window, else the range of its values. Overlays, pixel aspect ratio and colour profiles
-are ignored.
+itself allocates whatever the header says. Of several frames only the one asked for is decoded.
+The default window is the file's first VOI LUT, else its first window, else the range of its
+values. Overlays, pixel aspect ratio and colour profiles are ignored.
 """
 
 import io
 import zlib
 from typing import cast
 
+import msgspec
 import numpy as np
 import pydicom
 from PIL import Image
@@ -19,9 +20,13 @@ from pydicom.pixels.processing import apply_color_lut
 from pydicom.pixels.utils import pixel_array
 
 from services.zoom.formats import (
+    MAX_SAMPLE_BYTES,
     CanonicalOriginal,
-    check_single_frame,
+    Rendering,
+    Shown,
+    Window,
     check_size,
+    choose_frame,
     too_large,
     unreadable,
     unsupported,
@@ -56,23 +61,35 @@ _GREY = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _PALETTE = "PALETTE COLOR"
 _PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
-_MAX_SAMPLE_BYTES = 12
-"""Most bytes of a pixel: three samples of 32 bits."""
+_FRAME_MACROS = {
+    "PixelValueTransformationSequence": ("RescaleSlope", "RescaleIntercept", "RescaleType"),
+    "FrameVOILUTSequence": ("WindowCenter", "WindowWidth", "VOILUTFunction"),
+}
+"""Where an enhanced image keeps what others have at the top: rescaling and window."""
 
 
-def decode_dicom(data: bytes, max_pixels: int) -> CanonicalOriginal:
-    """Decode a DICOM file. Raises `ApiProblem` naming what was wrong."""
+def decode_dicom(data: bytes, rendering: Rendering, max_pixels: int) -> CanonicalOriginal:
+    """Decode a frame of a DICOM file. Raises `ApiProblem` naming what was wrong."""
+    if rendering.axis is not None or rendering.index is not None:
+        raise unreadable(
+            "axis and index are accepted with NIfTI files; this is a DICOM file, "
+            "of which a frame is accepted"
+        )
     check_transfer_syntax(data, max_pixels)
     try:
         dataset = pydicom.dcmread(io.BytesIO(data))
         check_header(dataset, max_pixels)
+        num_frames = _num_frames(dataset)
+        frame = choose_frame(rendering.frame, num_frames, "the DICOM file")
+        _lift_frame_macros(dataset, frame)
+        _check_windows(dataset, rendering.windows)
     except (ApiProblem, MemoryError):
         raise
     except Exception as error:  # a header's message may quote the patient
         raise unreadable(f"the DICOM header cannot be read ({type(error).__name__})") from error
     try:
-        stored = pixel_array(dataset, raw=False)
-        levels, window = _shown(dataset, stored)
+        stored = pixel_array(dataset, raw=False, index=None if num_frames == 1 else frame - 1)
+        levels, shown = _shown(dataset, stored, rendering.windows)
     except (ApiProblem, MemoryError):
         raise
     except Exception as error:
@@ -80,7 +97,8 @@ def decode_dicom(data: bytes, max_pixels: int) -> CanonicalOriginal:
         raise unreadable(
             f"the DICOM pixel data cannot be decoded ({type(error).__name__}: {reason})"
         ) from error
-    return canonical(levels, "dicom", window)
+    shown = msgspec.structs.replace(shown, frame=frame, num_frames=num_frames)
+    return canonical(levels, "dicom", shown)
 
 
 def check_transfer_syntax(data: bytes, max_pixels: int) -> None:
@@ -99,7 +117,7 @@ def check_transfer_syntax(data: bytes, max_pixels: int) -> None:
         accepted = ", ".join(ACCEPTED_TRANSFER_SYNTAXES.values())
         raise unsupported(f"transfer syntax {uid[:64]} is not accepted; accepted: {accepted}")
     if uid == DEFLATED:
-        most_bytes = max_pixels * _MAX_SAMPLE_BYTES
+        most_bytes = max_pixels * MAX_SAMPLE_BYTES
         inflater = zlib.decompressobj(-zlib.MAX_WBITS)
         try:
             num_bytes = len(inflater.decompress(stream.read(), most_bytes + 1))
@@ -120,16 +138,14 @@ def check_header(dataset: Dataset, max_pixels: int) -> None:
     ]
     if missing:
         raise unreadable(f"the DICOM header lacks {', '.join(missing)}")
-    num_frames = int(dataset.get("NumberOfFrames") or 1)
     rows, columns = int(dataset.Rows), int(dataset.Columns)
-    check_single_frame(num_frames, "the DICOM file")
     check_size(columns, rows, max_pixels)
     num_samples, num_bits = int(dataset.get("SamplesPerPixel") or 1), int(dataset.BitsAllocated)
     if num_samples not in (1, 3):
         raise unreadable(f"SamplesPerPixel is {num_samples}; 1 and 3 are accepted")
     if num_bits not in (1, 8, 16, 32, 64):
         raise unreadable(f"BitsAllocated is {num_bits}; 1, 8, 16, 32 and 64 are accepted")
-    if num_samples * num_bits > 8 * _MAX_SAMPLE_BYTES:
+    if num_samples * num_bits > 8 * MAX_SAMPLE_BYTES:
         raise unreadable(f"{num_samples} samples of {num_bits} bits a pixel are not accepted")
     kind = str(dataset.PhotometricInterpretation)
     if kind not in (*_GREY, *_COLOUR, _PALETTE):
@@ -139,12 +155,52 @@ def check_header(dataset: Dataset, max_pixels: int) -> None:
         raise unreadable(f"{kind} with {num_samples} samples a pixel contradicts itself")
 
 
-def _shown(dataset: Dataset, stored: Samples) -> tuple[Image.Image, tuple[float, float] | None]:
-    """The image as a viewer would first show it, and the (center, width) that was applied."""
+def _num_frames(dataset: Dataset) -> int:
+    return int(dataset.get("NumberOfFrames") or 1)
+
+
+def _lift_frame_macros(dataset: Dataset, frame: int) -> None:
+    """To the top of the dataset, where pydicom looks: the frame's own, else what all share."""
+    shared, per_frame = (
+        cast("list[Dataset]", dataset.get(keyword) or [])
+        for keyword in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+    )
+    for group in [*shared[:1], *per_frame[frame - 1 : frame]]:
+        for keyword, elements in _FRAME_MACROS.items():
+            for macro in cast("list[Dataset]", group.get(keyword) or [])[:1]:
+                for element in elements:
+                    if element in macro:
+                        dataset.add(macro[element])
+
+
+def _check_windows(dataset: Dataset, asked: tuple[Window, ...]) -> None:
+    """Windows are for greys, and those with a name for Hounsfield units. Raises `ApiProblem`."""
+    kind = str(dataset.PhotometricInterpretation)
+    if asked and kind not in _GREY:
+        raise unreadable(f"windows are accepted with grey images; this one is {kind}")
+    is_named = any(window.preset is not None for window in asked)
+    modality = str(dataset.get("Modality") or "not given")[:16]
+    if is_named and modality != "CT":
+        raise unreadable(
+            "named windows are in Hounsfield units and accepted with CT; the Modality is "
+            f"{modality}: window_center and window_width are accepted"
+        )
+    if is_named and not ("RescaleIntercept" in dataset or "ModalityLUTSequence" in dataset):
+        raise unreadable(
+            "named windows are in Hounsfield units, and the DICOM header has no rescale to them; "
+            "window_center and window_width are accepted"
+        )
+
+
+def _shown(
+    dataset: Dataset, stored: Samples, asked: tuple[Window, ...]
+) -> tuple[Image.Image, Shown]:
+    """The image as asked for, or as a viewer would first show it; and what was applied."""
     kind = str(dataset.PhotometricInterpretation)
     if kind in _GREY:
-        levels, window = grey_levels(dataset, stored)
-        return Image.fromarray(255 - levels if kind == "MONOCHROME1" else levels), window
+        levels, mapping, windows = grey_levels(dataset, stored, asked)
+        levels = 255 - levels if kind == "MONOCHROME1" else levels
+        return Image.fromarray(levels), Shown(grey_mapping=mapping, windows=windows)
     if kind == _PALETTE:
         num_bits = _check_palette(dataset)
         colours = apply_color_lut(stored, dataset)[..., :3]
@@ -152,7 +208,7 @@ def _shown(dataset: Dataset, stored: Samples) -> tuple[Image.Image, tuple[float,
         num_bits, colours = int(dataset.get("BitsStored") or dataset.BitsAllocated), stored
     if colours.dtype != np.uint8 or num_bits != 8:
         colours = scale_to_levels(colours, 0.0, float(2**num_bits - 1))
-    return Image.fromarray(np.ascontiguousarray(colours)), None
+    return Image.fromarray(np.ascontiguousarray(colours)), Shown()
 
 
 def _check_palette(dataset: Dataset) -> int:

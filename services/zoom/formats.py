@@ -1,18 +1,25 @@
-"""Which file formats are taken, told by content; and the refusals that decoding may end in."""
+"""Which files are taken, told by content; what may be asked of them; how decoding may end."""
 
 from http import HTTPStatus
-from typing import Literal
 
 import msgspec
 
+from shared.api.zoom import Axis, GreyMapping, SourceFormat, WindowFunction
 from shared.errors import ApiProblem
 
-SourceFormat = Literal["png", "jpeg", "webp", "tiff", "dicom"]
+PREPROCESSING_VERSION = "1"
+"""Raise it with every change after which a file and a query may give other pixels."""
 
-ACCEPTED = "PNG, JPEG, WebP, TIFF and single-frame DICOM files are accepted"
+ACCEPTED = "PNG, JPEG, WebP, TIFF, DICOM and NIfTI files are accepted"
 
 _TIFF_MAGICS = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 _DICOM_MAGIC_AT = 128
+GZIP_MAGIC = b"\x1f\x8b"
+_NIFTI1_MAGICS = (b"n+1\x00", b"ni1\x00")
+_NIFTI2_MAGICS = (b"n+2\x00", b"ni2\x00")
+
+MAX_SAMPLE_BYTES = 12
+"""Most bytes of a pixel: three samples of 32 bits. What is inflated must fit in `max_pixels`."""
 
 
 class DecodeLimits(msgspec.Struct, frozen=True):
@@ -23,6 +30,43 @@ class DecodeLimits(msgspec.Struct, frozen=True):
     timeout_s: float
 
 
+class Window(msgspec.Struct, frozen=True):
+    """Grey values to levels, in units after the modality LUT."""
+
+    center: float
+    width: float
+    function: WindowFunction = "LINEAR"
+    preset: str | None = None
+    """Set where it was asked for by a name: it is in Hounsfield units then."""
+
+
+class Rendering(msgspec.Struct, frozen=True, kw_only=True):
+    """Which picture of a file is asked for, and how it is to be shown."""
+
+    frame: int | None = None
+    """From 1."""
+    axis: Axis | None = None
+    index: int | None = None
+    """From 0."""
+    windows: tuple[Window, ...] = ()
+    """None (the file's own), one, or three: those of red, green and blue."""
+
+
+AS_STORED = Rendering()
+
+
+class Shown(msgspec.Struct, frozen=True, kw_only=True):
+    """What was done to make the picture, whether it was asked for or not."""
+
+    frame: int = 1
+    num_frames: int = 1
+    axis: Axis | None = None
+    index: int | None = None
+    num_slices: int | None = None
+    grey_mapping: GreyMapping = "none"
+    windows: tuple[Window, ...] = ()
+
+
 class CanonicalOriginal(msgspec.Struct, frozen=True, kw_only=True):
     """A decoded original in the one form it is kept in."""
 
@@ -31,15 +75,24 @@ class CanonicalOriginal(msgspec.Struct, frozen=True, kw_only=True):
     width_px: int
     height_px: int
     source_format: SourceFormat
-    window_center: float | None = None
-    """DICOM: the window that was applied, as stored in the file."""
-    window_width: float | None = None
+    shown: Shown
+
+    @property
+    def window_center(self) -> float | None:
+        """Of the window that was applied, where it was one."""
+        return self.shown.windows[0].center if len(self.shown.windows) == 1 else None
+
+    @property
+    def window_width(self) -> float | None:
+        """As `window_center`."""
+        return self.shown.windows[0].width if len(self.shown.windows) == 1 else None
 
 
 def detect_format(data: bytes) -> SourceFormat:
     """The format by magic numbers; names and headers are never trusted.
 
-    A file that is DICOM and TIFF at once (the standard allows it) is read as DICOM.
+    A file that is DICOM and TIFF at once (the standard allows it) is read as DICOM; gzip data is
+    taken for NIfTI until the decoder looks into it.
     Raises `ApiProblem` 415.
     """
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -52,7 +105,14 @@ def detect_format(data: bytes) -> SourceFormat:
         return "dicom"
     if data.startswith(_TIFF_MAGICS):
         return "tiff"
+    if data.startswith(GZIP_MAGIC) or is_nifti(data):
+        return "nifti"
     raise unsupported(f"the content is no known image; {ACCEPTED}")
+
+
+def is_nifti(data: bytes) -> bool:
+    """Whether a NIfTI header begins here, version 1 or 2; gzip data is the decoder's to open."""
+    return data[344:348] in _NIFTI1_MAGICS or data[4:8] in _NIFTI2_MAGICS
 
 
 def unsupported(detail: str) -> ApiProblem:
@@ -84,3 +144,17 @@ def check_single_frame(num_frames: int, what: str) -> None:
     """Raises `ApiProblem` 422 that says the count."""
     if num_frames != 1:
         raise unreadable(f"{what} has {num_frames} frames; only single-frame images are accepted")
+
+
+def choose_frame(asked: int | None, num_frames: int, what: str) -> int:
+    """The frame to show, from 1. Raises `ApiProblem` 422 that says the count."""
+    if num_frames < 1:
+        raise unreadable(f"{what} says that it has {num_frames} frames")
+    accepted = "frame=1" if num_frames == 1 else f"frame=1 to frame={num_frames}"
+    count = f"{num_frames} frame{'s' * (num_frames != 1)}"
+    if asked is None and num_frames > 1:
+        raise unreadable(f"{what} has {count} and frame is missing; {accepted} is accepted")
+    frame = asked or 1
+    if frame > num_frames:
+        raise unreadable(f"{what} has {count}, not frame {frame}; {accepted} is accepted")
+    return frame

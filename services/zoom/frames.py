@@ -10,16 +10,18 @@ import time
 
 import msgspec
 
-from services.zoom.formats import CanonicalOriginal, DecodeLimits, SourceFormat
+from services.zoom.formats import CanonicalOriginal, DecodeLimits, Rendering
+from shared.api.zoom import SourceFormat
 
 _LENGTH_BYTES = 8
 _CHUNK_BYTES = 2**20
 
 
 class DecodeRequest(msgspec.Struct, frozen=True):
-    """What kind of file follows, and what decoding it may cost."""
+    """What kind of file follows, what is asked of it, and what decoding it may cost."""
 
     source_format: SourceFormat
+    rendering: Rendering
     limits: DecodeLimits
 
 

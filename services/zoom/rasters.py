@@ -12,13 +12,16 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from services.zoom.formats import (
+    AS_STORED,
     CanonicalOriginal,
-    SourceFormat,
+    Rendering,
+    Shown,
     check_single_frame,
     check_size,
     unreadable,
 )
 from services.zoom.greys import stretch_to_levels
+from shared.api.zoom import SourceFormat
 from shared.render import encode_png
 
 Image.MAX_IMAGE_PIXELS = None  # our own limit is checked right after the header was read
@@ -35,8 +38,15 @@ _TRANSPOSED = {
 """EXIF orientation to the operation that makes the image upright."""
 
 
-def decode_raster(data: bytes, source_format: SourceFormat, max_pixels: int) -> CanonicalOriginal:
+def decode_raster(
+    data: bytes, source_format: SourceFormat, rendering: Rendering, max_pixels: int
+) -> CanonicalOriginal:
     """Decode with Pillow. Raises `ApiProblem` for limits, Pillow's own errors for broken files."""
+    if rendering != AS_STORED:
+        raise unreadable(
+            "frame, axis, index and windows are accepted with DICOM and NIfTI files; "
+            f"this is a {source_format.upper()} file"
+        )
     with Image.open(io.BytesIO(data), formats=(source_format,)) as image:
         check_size(*image.size, max_pixels)
         if source_format != "jpeg":
@@ -44,26 +54,23 @@ def decode_raster(data: bytes, source_format: SourceFormat, max_pixels: int) -> 
             check_single_frame(num_frames, f"the {source_format.upper()} file")
         orientation = _orientation(image)
         image.load()
+        is_deep = image.mode == "F" or image.mode.startswith("I")
         levels = to_levels(image)
     if orientation in _TRANSPOSED:
         levels = levels.transpose(_TRANSPOSED[orientation])
-    return canonical(levels, source_format)
+    shown = Shown(grey_mapping="value_range" if is_deep else "none")
+    return canonical(levels, source_format, shown)
 
 
-def canonical(
-    levels: Image.Image,
-    source_format: SourceFormat,
-    window: tuple[float, float] | None = None,
-) -> CanonicalOriginal:
-    """The PNG of an upright RGB or L image; `window` is (center, width)."""
+def canonical(levels: Image.Image, source_format: SourceFormat, shown: Shown) -> CanonicalOriginal:
+    """The PNG of an upright RGB or L image."""
     levels.info = {}  # Pillow would write a colour profile found here
     return CanonicalOriginal(
         png=encode_png(levels),
         width_px=levels.width,
         height_px=levels.height,
         source_format=source_format,
-        window_center=None if window is None else window[0],
-        window_width=None if window is None else window[1],
+        shown=shown,
     )
 
 

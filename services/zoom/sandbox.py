@@ -17,8 +17,15 @@ from typing import IO, cast
 
 import msgspec
 
-from services.zoom.formats import CanonicalOriginal, DecodeLimits, SourceFormat, unreadable
+from services.zoom.formats import (
+    AS_STORED,
+    CanonicalOriginal,
+    DecodeLimits,
+    Rendering,
+    unreadable,
+)
 from services.zoom.frames import Answer, DecodeRequest, Refusal, read_frame, write_frame
+from shared.api.zoom import SourceFormat
 from shared.errors import ApiProblem
 
 _HOST_COMMAND = (sys.executable, "-m", "services.zoom.decoder")
@@ -41,13 +48,15 @@ class Sandbox:
         """End the idle hosts; call it when nothing decodes any more."""
         self._finalizer()
 
-    def decode(self, data: bytes, source_format: SourceFormat) -> CanonicalOriginal:
-        """Decode a file. Raises `ApiProblem`, whatever happens to the decoder."""
+    def decode(
+        self, data: bytes, source_format: SourceFormat, rendering: Rendering = AS_STORED
+    ) -> CanonicalOriginal:
+        """The picture asked for. Raises `ApiProblem`, whatever happens to the decoder."""
         with self._lock:
             host = self._idle.pop() if self._idle else None
         host = host or _start()
         try:
-            reply = self._ask(host, DecodeRequest(source_format, self._limits), data)
+            reply = self._ask(host, DecodeRequest(source_format, rendering, self._limits), data)
         except (EOFError, OSError, msgspec.MsgspecError) as error:
             _end(host)
             is_late = isinstance(error, TimeoutError)

@@ -23,6 +23,74 @@ class WireBox(WireModel):
     y2: int
 
 
+SourceFormat = Literal["png", "jpeg", "webp", "tiff", "dicom", "nifti"]
+Axis = Literal["sagittal", "coronal", "axial"]
+"""What a slice is perpendicular to: the patient's left-right, back-front or feet-head line."""
+WindowPreset = Literal[
+    "lung",
+    "mediastinum",
+    "soft_tissue",
+    "abdomen",
+    "liver",
+    "bone",
+    "brain",
+    "subdural",
+    "stroke",
+]
+WindowFunction = Literal["LINEAR", "LINEAR_EXACT", "SIGMOID"]
+"""DICOM's VOI LUT functions (PS3.3 C.11.2.1.2 and C.11.2.1.3)."""
+GreyMapping = Literal["none", "requested_window", "file_window", "file_voi_lut", "value_range"]
+"""How grey values became levels: they were levels or colours; a window that was asked for; the
+file's first window (NIfTI: its display range); the file's first VOI LUT; least value to black,
+greatest to white."""
+_MOST = 2**31 - 1
+
+
+class RenderingRequest(WireModel):
+    """Query of `POST /v1/images`: which picture of the file, and how its greys are shown.
+
+    All may be left out where the file holds one picture.
+    """
+
+    frame: int | None = Field(default=None, ge=1, le=_MOST)
+    """Of a multi-frame DICOM file or a NIfTI time series; the first is 1, as DICOM counts."""
+    axis: Axis | None = None
+    """NIfTI: which way to slice."""
+    index: int | None = Field(default=None, ge=0, le=_MOST)
+    """NIfTI: the slice, as NIfTI counts from 0, towards the patient's right, front or head."""
+    window: WindowPreset | Literal["ct_rgb"] | None = None
+    """CT: a usual window, or three of them as red, green and blue."""
+    window_center: float | None = Field(default=None, ge=-1e9, le=1e9)
+    """With `window_width`, instead of `window`: in units after rescaling (CT: HU)."""
+    window_width: float | None = Field(default=None, gt=0, le=1e9)
+
+
+class AppliedWindow(WireModel):
+    """A window that made levels of grey values."""
+
+    center: float
+    width: float
+    function: WindowFunction
+    preset: str | None = None
+    """The name by which it was asked for; of `ct_rgb`, the channel's."""
+
+
+class AppliedRendering(WireModel):
+    """What was done to make the picture, whether it was asked for or not."""
+
+    frame: int
+    num_frames: int
+    axis: Axis | None = None
+    index: int | None = None
+    num_slices: int | None = None
+    """NIfTI: slices along `axis`."""
+    orientation: Literal["AS", "RS", "RA"] | None = None
+    """NIfTI: the patient's direction at the left and at the top edge; R is the patient's right."""
+    grey_mapping: GreyMapping
+    windows: list[AppliedWindow]
+    """None, one, or three: those of red, green and blue."""
+
+
 class IngestResponse(WireModel):
     """`POST /v1/images` (body: the file's bytes): the content-addressed original."""
 
@@ -30,10 +98,13 @@ class IngestResponse(WireModel):
     """sha256 of the canonical original (PNG, RGB or grey, no metadata)."""
     width_px: int
     height_px: int
-    source_format: Literal["png", "jpeg", "webp", "tiff", "dicom"]
+    source_format: SourceFormat
     window_center: float | None = None
-    """DICOM: the window applied to the grey levels, as stored in the file."""
+    """The window applied to the grey levels, where it was one."""
     window_width: float | None = None
+    preprocessing_version: str
+    """Changes whenever the same file and query may give other pixels; part of provenance."""
+    rendering: AppliedRendering
 
 
 class ImageFacts(WireModel):

@@ -7,9 +7,17 @@ message the service gave: the same exception that `place_box` raises in-process,
 a `ZoomError`.
 """
 
+from urllib.parse import urlencode
+
 import httpx
 
-from shared.api.zoom import CropRequest, CropResponse, ImageFacts, IngestResponse
+from shared.api.zoom import (
+    CropRequest,
+    CropResponse,
+    ImageFacts,
+    IngestResponse,
+    RenderingRequest,
+)
 from shared.clients.http import HttpBoundary, Retries, encode, read_problem
 from shared.errors import ZoomError
 from shared.geometry import BadBox, BadBoxReason
@@ -34,10 +42,17 @@ class ZoomClient:
         """Close the connections this client opened."""
         await self._http.aclose()
 
-    async def ingest(self, data: bytes, media_type: str | None = None) -> IngestResponse:
-        """Store an image file (PNG, JPEG, WebP, TIFF, DICOM; found out from its content)."""
+    async def ingest(
+        self,
+        data: bytes,
+        media_type: str | None = None,
+        rendering: RenderingRequest | None = None,
+    ) -> IngestResponse:
+        """Store a picture of a PNG, JPEG, WebP, TIFF, DICOM or NIfTI file, told by content."""
         headers = {"content-type": media_type or "application/octet-stream"}
-        response = await self._http.send("POST", "/v1/images", content=data, headers=headers)
+        asked = rendering.model_dump(exclude_none=True) if rendering else {}
+        path = f"/v1/images?{urlencode(asked)}" if asked else "/v1/images"
+        response = await self._http.send("POST", path, content=data, headers=headers)
         return self._http.decode(response, IngestResponse)
 
     async def facts(self, image: str) -> ImageFacts:

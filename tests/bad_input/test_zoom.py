@@ -25,6 +25,9 @@ from tests.zoom.files import (
     dataset_of,
     deflate_bomb,
     file_of,
+    gzip_bomb,
+    nifti_claiming,
+    nifti_of,
     off_the_list,
     png_claiming,
     rle_bomb,
@@ -33,7 +36,7 @@ from tests.zoom.files import (
 MAX_UPLOAD_BYTES = 2 * 2**20
 MAX_PIXELS = 4_000_000
 CROP = {"image": "$IMAGE", "limits": {"min_pixels": 784, "max_pixels": 100_000}}
-WHAT_IS_ACCEPTED = "PNG, JPEG, WebP, TIFF and single-frame DICOM"
+WHAT_IS_ACCEPTED = "PNG, JPEG, WebP, TIFF, DICOM and NIfTI"
 
 
 def picture(file_format: str, **options: object) -> bytes:
@@ -49,6 +52,10 @@ def halved(data: bytes) -> bytes:
 
 def image_case(name: str, content: bytes | Chunks, status: int, *says: str) -> BadRequest:
     return BadRequest(name, "/v1/images", content, status, says, headers={})
+
+
+def asked_case(name: str, query: str, content: bytes, status: int, *says: str) -> BadRequest:
+    return BadRequest(name, f"/v1/images?{query}", content, status, says, headers={})
 
 
 def crop_case(name: str, content: bytes, status: int, *says: str) -> BadRequest:
@@ -88,7 +95,7 @@ FILES = [
         file_of(dataset_of(RAMP, NumberOfFrames=7)),
         422,
         "7 frames",
-        "only single-frame images are accepted",
+        "frame is missing; frame=1 to frame=7 is accepted",
     ),
     image_case(
         "a DICOM file of an unknown transfer syntax",
@@ -111,6 +118,50 @@ FILES = [
         Chunks(bytes(2**18), 9),
         413,
         f"limit of {MAX_UPLOAD_BYTES}",
+    ),
+]
+SEVEN_FRAMES = file_of(dataset_of(RAMP, NumberOfFrames=7))
+VOLUME = nifti_of(np.zeros((4, 5, 6), np.int16))
+ASKED = [
+    asked_case("a frame that is not there", "frame=8", SEVEN_FRAMES, 422, "7 frames", "frame=7"),
+    asked_case("the frame before the first", "frame=0", SEVEN_FRAMES, 422, "query.frame", "to 1"),
+    asked_case("a word for a frame", "frame=last", SEVEN_FRAMES, 422, "query.frame", "integer"),
+    asked_case("a frame of many digits", f"frame=1{'0' * 30}", SEVEN_FRAMES, 422, "query.frame"),
+    asked_case("a frame of a PNG", "frame=1", picture("PNG"), 422, "this is a PNG file"),
+    asked_case(
+        "a slice of a DICOM file", "axis=axial&index=0", SEVEN_FRAMES, 422, "this is a DICOM"
+    ),
+    asked_case(
+        "a volume and no axis", "index=1", VOLUME, 422, "axis", "axial (index=0 to index=5)"
+    ),
+    asked_case("an unknown axis", "axis=z", VOLUME, 422, "query.axis", "'sagittal', 'coronal'"),
+    asked_case("no index", "axis=coronal", VOLUME, 422, "index=0 to index=4 is accepted"),
+    asked_case("an index behind the last", "axis=axial&index=6", VOLUME, 422, "6 axial", "index=5"),
+    asked_case("an unknown window", "window=heart", VOLUME, 422, "query.window", "'lung'"),
+    asked_case(
+        "a centre and no width", "window_center=4", VOLUME, 422, "window_width: ", "together"
+    ),
+    asked_case(
+        "two windows", "window=lung&window_center=4&window_width=4", VOLUME, 422, "not both"
+    ),
+    asked_case(
+        "a window of no width", "window_center=4&window_width=0", VOLUME, 422, "query.window_width"
+    ),
+    asked_case(
+        "a window at NaN", "window_center=nan&window_width=9", VOLUME, 422, "query.window_center"
+    ),
+    asked_case("a misspelt parameter", "windows=lung", VOLUME, 422, "query.windows"),
+    asked_case("a window of colours", "window=lung", picture("JPEG"), 422, "this is a JPEG file"),
+    asked_case(
+        "a volume that inflates to a gigabyte", "axis=axial&index=0", gzip_bomb(), 413, "more"
+    ),
+    asked_case(
+        "a header that claims gigabytes of voxels",
+        "axis=axial&index=0",
+        nifti_claiming(1000, 1000, 2000),
+        413,
+        "4000000352 bytes",
+        "at most",
     ),
 ]
 CROPS = [
@@ -208,7 +259,7 @@ PATHS = [
         method="DELETE",
     ),
 ]
-CASES = [*FILES, *CROPS, *PATHS]
+CASES = [*FILES, *ASKED, *CROPS, *PATHS]
 
 
 @dataclass

@@ -1,15 +1,22 @@
-"""Files that mean harm, and the builders of DICOM files."""
+"""Files that mean harm, and the builders of DICOM and NIfTI files."""
 
+import gzip
 import io
 import struct
 import zlib
 from typing import Any
 
 import numpy as np
+from nibabel.nifti1 import Nifti1Image
+from PIL import Image
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGLSLossless,
     RLELossless,
     SecondaryCaptureImageStorage,
 )
@@ -67,6 +74,31 @@ def rle_bomb() -> bytes:
     return file_of(packed)
 
 
+def codestream_bomb(kind: str) -> bytes:
+    """A modest header over a codestream that asks for gigabytes."""
+    picture = np.tile(RAMP.astype(np.uint8), (8, 8))
+    packed = dataset_of(picture)
+    if kind == "JPEG 2000":
+        packed.compress(JPEG2000Lossless)
+        marker, sizes = b"\xff\x51", struct.pack(">8I", 60_000, 60_000, 0, 0, 60_000, 60_000, 0, 0)
+        sizes_at = 6
+    elif kind == "JPEG-LS":
+        packed.compress(JPEGLSLossless)
+        marker, sizes, sizes_at = b"\xff\xf7", struct.pack(">2H", 65_000, 65_000), 5
+    else:
+        file = io.BytesIO()
+        Image.fromarray(picture).save(file, "JPEG")
+        packed.PixelData = encapsulate([file.getvalue()])
+        packed["PixelData"].is_undefined_length = True
+        packed.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+        marker, sizes, sizes_at = b"\xff\xc0", struct.pack(">2H", 65_000, 65_000), 5
+    codestream = bytearray(packed.PixelData)
+    at = codestream.index(marker) + sizes_at
+    codestream[at : at + len(sizes)] = sizes
+    packed.PixelData = bytes(codestream)
+    return file_of(packed)
+
+
 def deflate_bomb() -> bytes:
     """A file under a megabyte that inflates to 64."""
     dataset = dataset_of(RAMP)
@@ -82,3 +114,28 @@ def off_the_list() -> bytes:
     """A transfer syntax that nobody registered."""
     plain = file_of(dataset_of(RAMP))
     return plain.replace(b"1.2.840.10008.1.2.1\x00", b"1.2.840.10008.1.2.9\x00")
+
+
+RAS = np.diag([2.0, 2.0, 2.0, 1.0])
+"""Voxel axes that run to the patient's right, front and head."""
+
+
+def nifti_of(voxels: np.ndarray, affine: np.ndarray = RAS, **fields: Any) -> bytes:
+    """A NIfTI-1 file of voxels [x, y, z] or [x, y, z, frame], with these header fields."""
+    volume = Nifti1Image(voxels, affine)
+    for name, value in fields.items():
+        volume.header[name] = value
+    return volume.to_bytes()
+
+
+def gzip_bomb() -> bytes:
+    """A small volume, and a gigabyte of nothing behind it."""
+    volume = nifti_of(np.zeros((4, 4, 4), np.int16))
+    return gzip.compress(volume) + 64 * gzip.compress(bytes(2**24))
+
+
+def nifti_claiming(*sizes: int) -> bytes:
+    """Gzip data of a header alone that claims any shape."""
+    header = bytearray(nifti_of(np.zeros((1, 1, 1), np.int16)))
+    struct.pack_into("<8h", header, 40, len(sizes), *sizes, *[1] * (7 - len(sizes)))
+    return gzip.compress(bytes(header))

@@ -288,7 +288,7 @@ async def test_uploads_over_the_limit_are_refused_announced_or_not(
 
 
 async def test_what_is_no_image_is_refused_with_what_is(zoom: ZoomClient) -> None:
-    with pytest.raises(ZoomError, match=r"415 .* PNG, JPEG, WebP, TIFF and single-frame DICOM"):
+    with pytest.raises(ZoomError, match=r"415 .* PNG, JPEG, WebP, TIFF, DICOM and NIfTI"):
         await zoom.ingest(b"%PDF-1.7 ...")
     with pytest.raises(ZoomError, match=r"422 .* body is empty"):
         await zoom.ingest(b"")
