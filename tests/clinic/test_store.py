@@ -140,7 +140,7 @@ def test_a_database_of_another_version_is_refused(path: Path):
         connection.execute("PRAGMA user_version=99")
     connection.close()
 
-    with pytest.raises(CaseStoreError, match=r"version 99; this clinic reads 1"):
+    with pytest.raises(CaseStoreError, match=r"version 99; this clinic reads 2"):
         CaseStore(path)
 
 
