@@ -120,6 +120,21 @@ def test_every_crop_that_is_told_can_be_seen(clinic: httpx.Client, policy: Scrip
     assert clinic.get(f"/v1/cases/{case['case_id']}/crops/{'0' * 64}").status_code == 404
 
 
+def test_a_crop_can_be_seen_while_its_case_runs(clinic: httpx.Client, policy: ScriptedPolicy):
+    policy.rehearse([look(IN_VIEW), answer("A")])
+    policy.hold_after = 1
+    case = ask(clinic, headers={"prefer": "wait=0"}, k="1").json()
+
+    with clinic.stream("GET", f"/v1/cases/{case['case_id']}/events") as response:
+        zoom = next(event for event in told(response.iter_lines()) if event.name == "zoom")
+    crop = clinic.get(zoom.body["crop_url"])
+    still = clinic.get(f"/v1/cases/{case['case_id']}").json()["status"]
+    policy.release.set()
+
+    assert sha256(crop.content).hexdigest() == zoom.body["crop"]
+    assert still == "running"
+
+
 def test_events_come_while_the_case_runs_and_the_stream_ends_with_it(
     clinic: httpx.Client, policy: ScriptedPolicy
 ):
@@ -208,7 +223,8 @@ def test_streams_over_the_limit_are_refused(start_clinic: StartClinic, policy: S
     case_id = running_case(clinic, policy)
     url = f"/v1/cases/{case_id}/events"
     with clinic.stream("GET", url) as response:
-        next(response.iter_lines())
+        lines = response.iter_lines()  # held: without it the stream is closed
+        assert next(lines) == "retry: 1000"
         assert problem_of(clinic.get(url))[:2] == (503, "Too many event streams")
         wait_for_metric(clinic, "medvr_clinic_event_streams 1.0")
     policy.release.set()
