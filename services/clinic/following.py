@@ -27,6 +27,8 @@ class Bells:
     def __init__(self, metrics: ClinicMetrics) -> None:
         self._metrics = metrics
         self._listening: dict[str, set[asyncio.Event]] = {}
+        self.is_closed = False
+        """Set by `close`: whoever listens shall go home."""
 
     @property
     def num_listening(self) -> int:
@@ -52,6 +54,12 @@ class Bells:
         for bell in self._listening.get(case_id, ()):
             bell.set()
 
+    def close(self) -> None:
+        """End every stream: the process stops, and followers come back to the next one."""
+        self.is_closed = True
+        for case_id in self._listening:
+            self.ring(case_id)
+
 
 def frame(event: StoredEvent) -> str:
     """An event as it is sent; JSON has no line breaks."""
@@ -71,7 +79,7 @@ async def follow(
     end_at = time.monotonic() + stream_s
     with bells.listening(case_id) as bell:
         yield f"retry: {RECONNECT_MS}\n\n"
-        while time.monotonic() < end_at:
+        while time.monotonic() < end_at and not bells.is_closed:
             bell.clear()  # before looking, so that what is told while looking rings again
             events = await asyncio.to_thread(store.events_after, case_id, after, _BATCH)
             for event in events:

@@ -45,6 +45,11 @@ def _state(request: Request) -> ClinicState:
 State = Annotated[ClinicState, Depends(_state)]
 
 
+def hang_up(app: FastAPI) -> None:
+    """End the event streams of an app that stops."""
+    cast(ClinicState, app.state.clinic).bells.close()
+
+
 def found_case(state: ClinicState, case_id: str) -> Case:
     """The case as last written. Raises `ApiProblem` 404."""
     try:

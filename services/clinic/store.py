@@ -15,82 +15,31 @@ case it made, in the same transaction, so that a repetition finds the case even 
 ever sent.
 """
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
-from sqlalchemy import (
-    Connection,
-    Engine,
-    UniqueConstraint,
-    create_engine,
-    delete,
-    event,
-    func,
-    select,
-    update,
-)
+from sqlalchemy import delete, select, update
 from sqlalchemy.dialects.sqlite import insert
-from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DatabaseError
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.orm import Session
 
+from services.clinic.tables import (
+    CaseRow,
+    CaseStoreError,
+    EventRow,
+    KeptRow,
+    add_events,
+    open_engine,
+)
 from services.clinic.telling import closing_events
-from shared.api.case_events import CaseEvent, ZoomEvent
+from shared.api.case_events import CaseEvent
 from shared.api.clinic import Case, CaseStatus
 from shared.errors import MedvrError
-
-DATABASE_VERSION = 2
-"""`PRAGMA user_version` of a file this code writes. Version 1 had only cases; it is brought up."""
-
-_BUSY_TIMEOUT_MS = 5000
-
-
-class CaseStoreError(MedvrError):
-    """The database file cannot be used; the message says why."""
 
 
 class UnknownCase(MedvrError):
     """There is no case of this id."""
-
-
-class _Base(DeclarativeBase):
-    pass
-
-
-class _CaseRow(_Base):
-    __tablename__ = "cases"
-    __table_args__ = {"sqlite_autoincrement": True}
-
-    number: Mapped[int] = mapped_column(primary_key=True)
-    case_id: Mapped[str] = mapped_column(unique=True)
-    status: Mapped[str] = mapped_column(index=True)
-    attempts: Mapped[int]
-    document: Mapped[str]
-
-
-class _EventRow(_Base):
-    __tablename__ = "events"
-    __table_args__ = (UniqueConstraint("case_id", "number"),)
-
-    row: Mapped[int] = mapped_column(primary_key=True)
-    case_id: Mapped[str]
-    number: Mapped[int]
-    name: Mapped[str]
-    document: Mapped[str]
-    crop: Mapped[str | None]
-
-
-class _KeptRow(_Base):
-    __tablename__ = "kept_answers"
-
-    key_sha256: Mapped[str] = mapped_column(primary_key=True)
-    fingerprint: Mapped[str]
-    kept_at_s: Mapped[float] = mapped_column(index=True)
-    case_id: Mapped[str | None]
-    answer: Mapped[bytes | None]
 
 
 class Repeatable(msgspec.Struct, frozen=True):
@@ -139,75 +88,13 @@ class UnfinishedCase(msgspec.Struct, frozen=True):
     """How often work on it began and did not end."""
 
 
-def _set_pragmas(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
-    cursor = connection.cursor()
-    for pragma in (
-        "journal_mode=WAL",
-        "synchronous=FULL",
-        f"busy_timeout={_BUSY_TIMEOUT_MS}",
-    ):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
-
-
-def _open_engine(path: Path) -> Engine:
-    """An engine on a file that exists, is private and has this code's version."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-    # hide_parameters: an error message must not carry a question into the log.
-    engine = create_engine(f"sqlite:///{path}", hide_parameters=True)
-    event.listen(engine, "connect", _set_pragmas)
-    try:
-        with engine.begin() as connection:
-            version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
-            if version not in (0, 1, DATABASE_VERSION):
-                raise CaseStoreError(
-                    f"{path} is a database of version {version}; "
-                    f"this clinic reads {DATABASE_VERSION}"
-                )
-            _Base.metadata.create_all(connection)
-            if version == 1:
-                _close_former_cases(connection)
-            connection.exec_driver_sql(f"PRAGMA user_version={DATABASE_VERSION}")
-    except BaseException:
-        engine.dispose()
-        raise
-    return engine
-
-
-def _close_former_cases(connection: Connection) -> None:
-    """Cases that ended before there were events get their last ones."""
-    ended = select(_CaseRow.document).where(_CaseRow.status != CaseStatus.RUNNING.value)
-    with Session(connection) as session:
-        for document in session.execute(ended).scalars():
-            case = Case.model_validate_json(document)
-            _add_events(session, case.case_id, closing_events(case))
-        session.flush()
-
-
-def _add_events(session: Session, case_id: str, events: Sequence[CaseEvent]) -> None:
-    """Number events and add them; the transaction must hold the write lock."""
-    last = select(func.max(_EventRow.number)).where(_EventRow.case_id == case_id)
-    first = (session.execute(last).scalar_one() or 0) + 1
-    session.add_all(
-        _EventRow(
-            case_id=case_id,
-            number=number,
-            name=told.event,
-            document=told.model_dump_json(),
-            crop=told.crop if isinstance(told, ZoomEvent) else None,
-        )
-        for number, told in enumerate(events, start=first)
-    )
-
-
 class CaseStore:
     """Cases by id and newest first; safe to use from several threads."""
 
     def __init__(self, path: Path) -> None:
         """Open or make the file. Raises `CaseStoreError` if it cannot be used."""
         try:
-            self._engine = _open_engine(path)
+            self._engine = open_engine(path)
         except OSError as error:
             raise CaseStoreError(f"{path} cannot be opened: {error.strerror}") from error
         except DatabaseError as error:
@@ -221,7 +108,7 @@ class CaseStore:
         """Store a new case, and the key of the request that made it; durable on return."""
         with Session(self._engine) as session, session.begin():
             session.add(
-                _CaseRow(
+                CaseRow(
                     case_id=case.case_id,
                     status=case.status.value,
                     attempts=0,
@@ -234,10 +121,10 @@ class CaseStore:
     def begin(self, case_id: str) -> int:
         """Note that work on a running case begins; returns the number of this attempt, from 1."""
         statement = (
-            update(_CaseRow)
-            .where(_CaseRow.case_id == case_id, _CaseRow.status == CaseStatus.RUNNING.value)
-            .values(attempts=_CaseRow.attempts + 1)
-            .returning(_CaseRow.attempts)
+            update(CaseRow)
+            .where(CaseRow.case_id == case_id, CaseRow.status == CaseStatus.RUNNING.value)
+            .values(attempts=CaseRow.attempts + 1)
+            .returning(CaseRow.attempts)
         )
         with Session(self._engine) as session, session.begin():
             attempt = session.execute(statement).scalar_one_or_none()
@@ -285,26 +172,26 @@ class CaseStore:
         The update comes first: it takes the write lock that numbering the events needs.
         """
         statement = (
-            update(_CaseRow)
-            .where(_CaseRow.case_id == case_id, _CaseRow.status == CaseStatus.RUNNING.value)
+            update(CaseRow)
+            .where(CaseRow.case_id == case_id, CaseRow.status == CaseStatus.RUNNING.value)
             .values(**values)
-            .returning(_CaseRow.number)
+            .returning(CaseRow.number)
         )
         if attempt is not None:
-            statement = statement.where(_CaseRow.attempts == attempt)
+            statement = statement.where(CaseRow.attempts == attempt)
         with Session(self._engine) as session, session.begin():
             if session.execute(statement).scalar_one_or_none() is None:
                 return False
             if events:
-                _add_events(session, case_id, events)
+                add_events(session, case_id, events)
             return True
 
     def events_after(self, case_id: str, number: int, limit: int) -> list[StoredEvent]:
         """At most `limit` events of a case that come after one, in order."""
         statement = (
-            select(_EventRow.number, _EventRow.name, _EventRow.document)
-            .where(_EventRow.case_id == case_id, _EventRow.number > number)
-            .order_by(_EventRow.number)
+            select(EventRow.number, EventRow.name, EventRow.document)
+            .where(EventRow.case_id == case_id, EventRow.number > number)
+            .order_by(EventRow.number)
             .limit(limit)
         )
         with Session(self._engine) as session:
@@ -313,9 +200,9 @@ class CaseStore:
     def last_event(self, case_id: str) -> StoredEvent | None:
         """The latest event of a case; None if it has told nothing yet."""
         statement = (
-            select(_EventRow.number, _EventRow.name, _EventRow.document)
-            .where(_EventRow.case_id == case_id)
-            .order_by(_EventRow.number.desc())
+            select(EventRow.number, EventRow.name, EventRow.document)
+            .where(EventRow.case_id == case_id)
+            .order_by(EventRow.number.desc())
             .limit(1)
         )
         with Session(self._engine) as session:
@@ -325,9 +212,7 @@ class CaseStore:
     def has_told_crop(self, case_id: str, crop: str) -> bool:
         """Whether an event of the case names this crop."""
         statement = (
-            select(_EventRow.row)
-            .where(_EventRow.case_id == case_id, _EventRow.crop == crop)
-            .limit(1)
+            select(EventRow.row).where(EventRow.case_id == case_id, EventRow.crop == crop).limit(1)
         )
         with Session(self._engine) as session:
             return session.execute(statement).scalar_one_or_none() is not None
@@ -335,8 +220,8 @@ class CaseStore:
     def kept(self, key_sha256: str, asked_after_s: float) -> Kept | None:
         """What is known of a key; all that were used before `asked_after_s` are forgotten."""
         with Session(self._engine) as session, session.begin():
-            session.execute(delete(_KeptRow).where(_KeptRow.kept_at_s < asked_after_s))
-            row = session.get(_KeptRow, key_sha256)
+            session.execute(delete(KeptRow).where(KeptRow.kept_at_s < asked_after_s))
+            row = session.get(KeptRow, key_sha256)
             if row is None:
                 return None
             answer = None if row.answer is None else msgspec.json.decode(row.answer, type=Answer)
@@ -354,12 +239,12 @@ class CaseStore:
             "kept_at_s": request.asked_at_s,
             **values,
         }
-        statement = insert(_KeptRow).values(row)
+        statement = insert(KeptRow).values(row)
         session.execute(statement.on_conflict_do_update(["key_sha256"], set_=values))
 
     def get(self, case_id: str) -> Case:
         """The case as last written. Raises `UnknownCase`."""
-        statement = select(_CaseRow.document).where(_CaseRow.case_id == case_id)
+        statement = select(CaseRow.document).where(CaseRow.case_id == case_id)
         with Session(self._engine) as session:
             document = session.execute(statement).scalar_one_or_none()
         if document is None:
@@ -368,24 +253,24 @@ class CaseStore:
 
     def newest(self, limit: int, before: str | None = None) -> list[Case]:
         """At most `limit` cases, newest first, older than case `before`. Raises `UnknownCase`."""
-        statement = select(_CaseRow.document).order_by(_CaseRow.number.desc()).limit(limit)
+        statement = select(CaseRow.document).order_by(CaseRow.number.desc()).limit(limit)
         with Session(self._engine) as session:
             if before is not None:
                 number = session.execute(
-                    select(_CaseRow.number).where(_CaseRow.case_id == before)
+                    select(CaseRow.number).where(CaseRow.case_id == before)
                 ).scalar_one_or_none()
                 if number is None:
                     raise UnknownCase(f"no case {before}")
-                statement = statement.where(_CaseRow.number < number)
+                statement = statement.where(CaseRow.number < number)
             documents: Sequence[str] = session.execute(statement).scalars().all()
         return [Case.model_validate_json(document) for document in documents]
 
     def unfinished(self) -> list[UnfinishedCase]:
         """The cases still running, oldest first: at start-up, those a former process left."""
         statement = (
-            select(_CaseRow.document, _CaseRow.attempts)
-            .where(_CaseRow.status == CaseStatus.RUNNING.value)
-            .order_by(_CaseRow.number)
+            select(CaseRow.document, CaseRow.attempts)
+            .where(CaseRow.status == CaseStatus.RUNNING.value)
+            .order_by(CaseRow.number)
         )
         with Session(self._engine) as session:
             rows = session.execute(statement).all()

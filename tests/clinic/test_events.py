@@ -273,3 +273,24 @@ def test_a_killed_clinic_goes_on_telling_after_its_restart(
     assert (first.number, first.name) == (1, "started")
     assert [event.name for event in rest] == ["started", "turn", "trajectory", "answer", "done"]
     assert [event.number for event in rest] == [2, 3, 4, 5, 6]
+
+
+def test_a_clean_stop_ends_the_streams_and_the_next_process_goes_on(
+    process: ClinicProcess,  # noqa: F811
+    policy: ScriptedPolicy,
+):
+    policy.rehearse([answer("A")])
+    case_id = running_case(process.client, policy)
+    assert policy.entered.wait(timeout=30)
+    with process.client.stream("GET", f"/v1/cases/{case_id}/events") as response:
+        lines = response.iter_lines()
+        first = next(told(lines))
+        asked_at = time.monotonic()
+        logged = process.end(signal.SIGTERM)
+        took_s = time.monotonic() - asked_at
+    policy.release.set()
+    process.start()
+
+    assert took_s < 8  # it waits 10 s for requests that do not end
+    assert "Traceback" not in logged
+    assert followed(process.client, case_id, first.number)[-1].body["status"] == "answered"

@@ -174,6 +174,24 @@ def test_the_next_process_sends_the_same_answer(
     assert problem_of(ask_with(again, seed="5"))[0] == 422
 
 
+def test_neither_key_nor_event_reaches_the_logs_or_the_metrics(
+    process: ClinicProcess,  # noqa: F811
+    policy: ScriptedPolicy,
+):
+    policy.rehearse([answer("zebrafinch", thought="a zebrafinch?")])
+    case = ask_with(process.client, '"zebrafinch"', choices=None).json()
+    ask_with(process.client, '"zebrafinch"', choices=None)
+    ask_with(process.client, '"zebrafinch"', question="Another zebrafinch?")
+    stream = process.client.get(f"/v1/cases/{case['case_id']}/events").text
+    metrics = process.client.get("/metrics").text
+
+    logged = process.end(signal.SIGTERM)
+
+    assert "a zebrafinch?" in stream
+    assert 'medvr_clinic_events_total{event="turn"} 1.0' in metrics
+    assert "zebrafinch" not in metrics + logged
+
+
 def test_after_a_kill_a_repetition_finds_the_case_that_was_made(
     process: ClinicProcess,  # noqa: F811
     policy: ScriptedPolicy,

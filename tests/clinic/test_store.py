@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from services.clinic.store import CaseStore, CaseStoreError, UnknownCase
+from services.clinic.store import CaseStore, UnknownCase
+from services.clinic.tables import CaseStoreError
 from shared.api.case_events import StartedEvent
 from shared.api.clinic import Case, CaseImage, CaseSettings, CaseStatus
 
