@@ -10,6 +10,7 @@ def main(argv: Sequence[str]) -> None:
     """Serve until a signal. Exits with 1 if the database or the port cannot be used."""
     settings = ClinicSettings.load(argv)
     from services.clinic.app import create_app
+    from services.clinic.state import hang_up
     from services.clinic.store import CaseStore
     from shared.service.logs import configure_logs
     from shared.service.process import plain_errors
@@ -18,7 +19,8 @@ def main(argv: Sequence[str]) -> None:
     configure_logs("clinic", settings.log_level)
     with plain_errors():
         CaseStore(settings.database).close()
-        serve(create_app(settings), settings.host, settings.port)
+        app = create_app(settings)
+        serve(app, settings.host, settings.port, on_stop=lambda: hang_up(app))
 
 
 if __name__ == "__main__":

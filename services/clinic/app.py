@@ -14,11 +14,15 @@ from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CollectorRegistry
 
+from services.clinic.asking import acting
 from services.clinic.casework import Neighbours
-from services.clinic.desk import CaseDesk
+from services.clinic.desk import CaseDesk, utc_now
+from services.clinic.following import Bells
+from services.clinic.idempotency import Repetitions
 from services.clinic.metrics import ClinicMetrics
-from services.clinic.routes import ClinicState, attach, router
+from services.clinic.routes import router
 from services.clinic.settings import ClinicSettings
+from services.clinic.state import ClinicState, attach
 from services.clinic.store import CaseStore
 from services.clinic.transport import FORM_ALLOWANCE_BYTES, BodyLimit, SecurityHeaders
 from shared.api.clinic import RESEARCH_NOTICE
@@ -64,8 +68,18 @@ def create_app(settings: ClinicSettings, http: httpx.AsyncClient | None = None) 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
         store = CaseStore(settings.database)
-        desk = CaseDesk(settings, store, neighbours, metrics)
-        attach(app, ClinicState(settings, store, blobs, desk))
+        bells = Bells(metrics)
+        desk = CaseDesk(settings, store, neighbours, metrics, bells)
+        state = ClinicState(
+            settings=settings,
+            store=store,
+            blobs=blobs,
+            desk=desk,
+            bells=bells,
+            repetitions=Repetitions(store, metrics, settings.idempotency_key_s, utc_now),
+            metrics=metrics,
+        )
+        attach(app, state)
         await desk.recover()
         try:
             yield
@@ -89,6 +103,7 @@ def create_app(settings: ClinicSettings, http: httpx.AsyncClient | None = None) 
     )
     app.add_middleware(BodyLimit, max_bytes=settings.max_upload_bytes + FORM_ALLOWANCE_BYTES)
     app.add_middleware(SecurityHeaders)
+    app.include_router(acting)
     app.include_router(router)
     _add_viewer(app)
     return app

@@ -23,8 +23,10 @@ from services.clinic.reasoning import (
     versions_of,
     wire_box,
 )
+from services.clinic.telling import Tell, Teller
 from shared.agent.environment import OpenedProblem, open_problem
 from shared.agent.episode import EpisodeSettings, run_episode
+from shared.api.case_events import StartedEvent
 from shared.api.cca import (
     ConsensusAttempt,
     ConsensusOutcome,
@@ -99,8 +101,9 @@ def answer_kind_of(case: Case) -> AnswerKind:
     return AnswerKind.CHOICE if case.choices else AnswerKind.FREE_TEXT
 
 
-async def answer_case(neighbours: Neighbours, case: Case, watch: Stopwatch) -> Case:
-    """The case answered or abstained. Raises the `BoundaryError` of whatever failed."""
+async def answer_case(neighbours: Neighbours, case: Case, watch: Stopwatch, tell: Tell) -> Case:
+    """The case answered or abstained, telling its course. Raises the `BoundaryError` it met."""
+    await tell([StartedEvent(num_trajectories=case.settings.num_trajectories)])
     with watch.stage("view_s"):
         policy_client = neighbours.policy.of_group(case.case_id)
         description = await policy_client.describe()
@@ -113,7 +116,7 @@ async def answer_case(neighbours: Neighbours, case: Case, watch: Stopwatch) -> C
         )
     with watch.stage("trajectories_s"):
         trajectories = await _run_trajectories(
-            policy_client, neighbours.zoom, case, description, opened
+            policy_client, neighbours.zoom, case, description, opened, tell
         )
     with watch.stage("consensus_s"):
         outcome = await neighbours.cca.consensus(_consensus_request(case, trajectories))
@@ -135,6 +138,7 @@ async def _run_trajectories(
     case: Case,
     description: PolicyDescription,
     opened: OpenedProblem,
+    tell: Tell,
 ) -> list[Trajectory]:
     """K independent trajectories; the first failure ends the others and is raised itself."""
     settings = EpisodeSettings(
@@ -142,20 +146,27 @@ async def _run_trajectories(
         max_turn_tokens=case.settings.max_turn_tokens,
         temperature=case.settings.temperature,
     )
+
+    async def attempt(index: int) -> Trajectory:
+        trajectory_id = f"{case.case_id}:{index}"
+        teller = Teller(case, trajectory_id, tell)
+        trajectory = await run_episode(
+            policy,
+            zoom,
+            opened,
+            trajectory_id=trajectory_id,
+            seed=trajectory_seed(case.settings.seed, index),
+            settings=settings,
+            on_call=teller.on_call,
+            on_turn=teller.on_turn,
+        )
+        await teller.on_end(trajectory)
+        return trajectory
+
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [
-                group.create_task(
-                    run_episode(
-                        policy,
-                        zoom,
-                        opened,
-                        trajectory_id=f"{case.case_id}:{index}",
-                        seed=trajectory_seed(case.settings.seed, index),
-                        settings=settings,
-                    )
-                )
-                for index in range(case.settings.num_trajectories)
+                group.create_task(attempt(index)) for index in range(case.settings.num_trajectories)
             ]
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from errors

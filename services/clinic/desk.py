@@ -2,9 +2,9 @@
 
 Invariant: a case that was accepted is in the store before any work is done for it, and its status
 becomes final exactly once. The work runs in tasks of the desk's own, so a caller who hangs up
-stops nothing. At start-up the cases a former process left are begun again; one whose work was
-already killed `MAX_ATTEMPTS` times fails with that reason instead. A clean stop hands unfinished
-cases to the next start without counting against them.
+stops nothing; only `cancel` does. At start-up the cases a former process left are begun again; one
+whose work was already killed `MAX_ATTEMPTS` times fails with that reason instead. A clean stop
+hands unfinished cases to the next start without counting against them.
 
 A failure is logged by its kind and place, never by its message, which may quote the case.
 """
@@ -12,16 +12,20 @@ A failure is logged by its kind and place, never by its message, which may quote
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from http import HTTPStatus
 from typing import Literal, cast
 
 from services.clinic.casework import Neighbours, Stopwatch, answer_case
+from services.clinic.following import Bells
 from services.clinic.metrics import ClinicMetrics
 from services.clinic.settings import ClinicSettings
-from services.clinic.store import CaseStore, UnfinishedCase
+from services.clinic.store import CaseStore, Repeatable, UnfinishedCase, UnknownCase
 from services.clinic.submission import Submission
+from services.clinic.telling import Tell
+from shared.api.case_events import CaseEvent
 from shared.api.clinic import Case, CaseFailure, CaseImage, CaseStatus
 from shared.api.zoom import IngestResponse
 from shared.errors import ApiProblem, BlobError, BoundaryError, ZoomError
@@ -63,6 +67,7 @@ class CaseDesk:
         store: CaseStore,
         neighbours: Neighbours,
         metrics: ClinicMetrics,
+        bells: Bells,
         *,
         now: Callable[[], datetime] = utc_now,
         new_case_id: Callable[[], str] = new_request_id,
@@ -71,10 +76,11 @@ class CaseDesk:
         self._store = store
         self._neighbours = neighbours
         self._metrics = metrics
+        self._bells = bells
         self._now = now
         self._new_case_id = new_case_id
         self._slots = asyncio.Semaphore(settings.max_concurrent_cases)
-        self._tasks: set[asyncio.Task[Case]] = set()
+        self._tasks: dict[str, asyncio.Task[Case]] = {}
 
     async def recover(self) -> None:
         """Begin again, or fail, the cases that a former process left running."""
@@ -88,22 +94,61 @@ class CaseDesk:
 
     async def stop(self) -> None:
         """End the work in hand; its cases stay running and are begun again at the next start."""
-        for task in self._tasks:
+        tasks = list(self._tasks.values())
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def answer(self, submission: Submission) -> Case:
-        """Ingest the image, store the case, and wait for its end.
+    async def answer(
+        self,
+        submission: Submission,
+        *,
+        wait_s: float | None = None,
+        request: Repeatable | None = None,
+    ) -> Case:
+        """Ingest the image, store the case, and wait for its end, or `wait_s` from now on.
 
-        Raises `ApiProblem` with what zoom said of an image it refused, `ZoomError` if zoom failed;
-        there is no case then.
+        The case is final, or still running if it was not waited for long enough. `request` is
+        stored with it. Raises `ApiProblem` with what zoom said of an image it refused, `ZoomError`
+        if zoom failed; there is no case then.
         """
+        started = time.monotonic()
         watch = Stopwatch()
         with watch.stage("ingest_s"):
             ingested = await self._ingest(submission)
         case = self._opened(submission, ingested, watch)
-        await asyncio.to_thread(self._store.create, case)
-        return await asyncio.shield(self._start(case, watch))
+        await asyncio.to_thread(self._store.create, case, request)
+        task = self._start(case, watch)
+        left_s = None if wait_s is None else max(0.0, started + wait_s - time.monotonic())
+        await asyncio.wait([task], timeout=left_s)
+        if task.done() and not task.cancelled():
+            return task.result()
+        return await asyncio.to_thread(self._store.get, case.case_id)
+
+    async def cancel(self, case_id: str) -> Case:
+        """End a case that has not ended; of a cancelled one, nothing changes.
+
+        Raises `UnknownCase`, and `ApiProblem` 409 if the case ended in another way.
+        """
+        case = await asyncio.to_thread(self._store.get, case_id)
+        if case.status is CaseStatus.RUNNING:
+            cancelled = case.model_copy(
+                update={"status": CaseStatus.CANCELLED, "finished_at": self._now()}
+            )
+            if await asyncio.to_thread(self._store.cancel, cancelled):
+                task = self._tasks.get(case_id)
+                if task is not None:
+                    task.cancel()
+                self._report(cancelled)
+                return cancelled
+            case = await asyncio.to_thread(self._store.get, case_id)
+        if case.status is not CaseStatus.CANCELLED:
+            raise ApiProblem(
+                HTTPStatus.CONFLICT,
+                "The case has ended",
+                f"case {case_id} is {case.status.value}; only a running case can be cancelled",
+            )
+        return case
 
     async def _ingest(self, submission: Submission) -> IngestResponse:
         try:
@@ -139,13 +184,13 @@ class CaseDesk:
 
     def _start(self, case: Case, watch: Stopwatch) -> asyncio.Task[Case]:
         task = asyncio.create_task(self._work(case, watch))
-        self._tasks.add(task)
+        self._tasks[case.case_id] = task
         self._metrics.unfinished.set(len(self._tasks))
-        task.add_done_callback(self._ended)
+        task.add_done_callback(partial(self._ended, case.case_id))
         return task
 
-    def _ended(self, task: asyncio.Task[Case]) -> None:
-        self._tasks.discard(task)
+    def _ended(self, case_id: str, task: asyncio.Task[Case]) -> None:
+        del self._tasks[case_id]
         self._metrics.unfinished.set(len(self._tasks))
         error = None if task.cancelled() else task.exception()
         if error is not None:  # the store itself failed: the case stays running in the file
@@ -161,23 +206,36 @@ class CaseDesk:
         with watch.stage("waiting_s"):
             await self._slots.acquire()
         try:
-            attempt = await asyncio.to_thread(self._store.begin, case.case_id)
             try:
-                final = await self._final(case, watch)
+                attempt = await asyncio.to_thread(self._store.begin, case.case_id)
+            except UnknownCase:  # it was cancelled before it began
+                return await asyncio.to_thread(self._store.get, case.case_id)
+            try:
+                final = await self._final(case, watch, self._tell_of(case.case_id, attempt))
             except asyncio.CancelledError:
                 self._store.release(case.case_id, attempt)
                 raise
             if await asyncio.to_thread(self._store.finish, final, attempt):
                 self._report(final)
-            return final
+                return final
+            return await asyncio.to_thread(self._store.get, case.case_id)
         finally:
             self._slots.release()
 
-    async def _final(self, case: Case, watch: Stopwatch) -> Case:
+    def _tell_of(self, case_id: str, attempt: int) -> Tell:
+        async def tell(events: Sequence[CaseEvent]) -> None:
+            if await asyncio.to_thread(self._store.tell, case_id, attempt, events):
+                for event in events:
+                    self._metrics.events.labels(event.event).inc()
+                self._bells.ring(case_id)
+
+        return tell
+
+    async def _final(self, case: Case, watch: Stopwatch, tell: Tell) -> Case:
         """The case as it ends; whatever goes wrong makes it a failed one."""
         try:
             async with asyncio.timeout(self._settings.case_timeout_s):
-                final = await self._patiently_answered(case, watch)
+                final = await self._patiently_answered(case, watch, tell)
         except TimeoutError:
             limit_s = self._settings.case_timeout_s
             final = self._failed(
@@ -194,13 +252,13 @@ class CaseDesk:
             final = self._failed(case, failure_of(error))
         return final.model_copy(update={"finished_at": self._now(), "timings": watch.timings})
 
-    async def _patiently_answered(self, case: Case, watch: Stopwatch) -> Case:
+    async def _patiently_answered(self, case: Case, watch: Stopwatch, tell: Tell) -> Case:
         """Begin again while a neighbour fails for a moment. Raises what it failed with at last."""
         give_up_at = time.monotonic() + self._settings.patience_s
         pause_s = _FIRST_PAUSE_S
         while True:
             try:
-                return await answer_case(self._neighbours, case, watch)
+                return await answer_case(self._neighbours, case, watch, tell)
             except BoundaryError as error:
                 if not error.is_transient or time.monotonic() + pause_s > give_up_at:
                     raise
@@ -219,6 +277,7 @@ class CaseDesk:
             self._report(final)
 
     def _report(self, final: Case) -> None:
+        self._bells.ring(final.case_id)
         self._metrics.observe(final)
         logger.info(
             "case ended",

@@ -1,9 +1,19 @@
 """The examples of the OpenAPI document: real models, so that they cannot fall behind the types."""
 
+from copy import deepcopy
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any
 
+from services.clinic.telling import closing_events
+from shared.api.case_events import (
+    CaseEvent,
+    StartedEvent,
+    TrajectoryEvent,
+    TurnEvent,
+    UncertaintyEvent,
+    ZoomEvent,
+)
 from shared.api.clinic import (
     Case,
     CaseAttempt,
@@ -121,6 +131,61 @@ EXAMPLE_CASE = Case(
 )
 
 
+EXAMPLE_RUNNING = Case(
+    case_id=EXAMPLE_ID,
+    status=CaseStatus.RUNNING,
+    created_at=_CREATED,
+    question=EXAMPLE_CASE.question,
+    choices=EXAMPLE_CASE.choices,
+    image=EXAMPLE_CASE.image,
+    settings=EXAMPLE_CASE.settings,
+    timings=CaseTimings(ingest_s=0.02, total_s=0.02),
+)
+
+EXAMPLE_CANCELLED = EXAMPLE_RUNNING.model_copy(
+    update={"status": CaseStatus.CANCELLED, "finished_at": _FINISHED}
+)
+
+_EXAMPLE_EVENTS: list[CaseEvent] = [
+    StartedEvent(num_trajectories=3),
+    TurnEvent(
+        trajectory_id=f"{EXAMPLE_ID}:1",
+        turn=0,
+        thought="Something bright right of the midline; look closer.",
+        mean_entropy_nats=0.48,
+        num_tokens=41,
+    ),
+    UncertaintyEvent(
+        trajectory_id=f"{EXAMPLE_ID}:1",
+        turn=0,
+        baseline_entropy_nats=0.21,
+        tool_entropy_nats=1.34,
+        entropy_increase_nats=1.13,
+    ),
+    ZoomEvent(
+        trajectory_id=f"{EXAMPLE_ID}:1",
+        turn=0,
+        box=_BOX,
+        box_normalised=EXAMPLE_EVIDENCE.box_normalised,
+        crop=_CROP,
+        crop_url=EXAMPLE_EVIDENCE.crop_url,
+        crop_width_px=84,
+        crop_height_px=84,
+    ),
+    TrajectoryEvent(
+        trajectory_id=f"{EXAMPLE_ID}:1", answer="B", stop_reason="answered", num_turns=2
+    ),
+    *closing_events(EXAMPLE_CASE),
+]
+
+EXAMPLE_STREAM = {
+    "example": "".join(
+        f"id: {number}\nevent: {told.event}\ndata: {told.model_dump_json()}\n\n"
+        for number, told in enumerate(_EXAMPLE_EVENTS, start=1)
+    )
+}
+
+
 def summary_of(case: Case) -> CaseSummary:
     """A case as a line of the list."""
     return CaseSummary(
@@ -199,6 +264,59 @@ SUBMISSION_PROBLEMS = problems(
         "zoom: http://zoom:8101 did not answer (ConnectError: refused)",
     ),
 )
+
+
+KEY_PROBLEMS = problems(
+    malformed_key=(
+        HTTPStatus.BAD_REQUEST,
+        "Idempotency-Key is malformed",
+        "accepted: one string of 1 to 255 printable ASCII characters in double quotes",
+    ),
+    outstanding=(
+        HTTPStatus.CONFLICT,
+        "A request is outstanding for this Idempotency-Key",
+        "the first request with this key is still being worked on; repeat it later",
+    ),
+    key_of_another=(
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        "Idempotency-Key is already used",
+        "this key belongs to another request; a new request needs a new key",
+    ),
+)
+
+CANCEL_PROBLEMS = problems(
+    unknown_case=(HTTPStatus.NOT_FOUND, "No such case", f"no case {EXAMPLE_ID}"),
+    ended=(
+        HTTPStatus.CONFLICT,
+        "The case has ended",
+        f"case {EXAMPLE_ID} is answered; only a running case can be cancelled",
+    ),
+)
+
+FOLLOW_PROBLEMS = problems(
+    unknown_case=(HTTPStatus.NOT_FOUND, "No such case", f"no case {EXAMPLE_ID}"),
+    unknown_event=(
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        "Unknown Last-Event-ID",
+        f"case {EXAMPLE_ID} has not told an event of this number",
+    ),
+    too_many=(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "Too many event streams",
+        "64 are being read; come back later",
+    ),
+)
+
+
+def merged(*documented: Responses) -> Responses:
+    """Documented problems together; those of one status become its examples."""
+    together: Responses = {}
+    for responses in documented:
+        for status, entry in responses.items():
+            known = together.setdefault(status, deepcopy(entry))
+            examples = known["content"]["application/problem+json"]["examples"]
+            examples.update(entry["content"]["application/problem+json"]["examples"])
+    return together
 
 
 def json_example(description: str, example: Any) -> dict[str, Any]:

@@ -32,6 +32,25 @@ class ClinicMetrics:
             "medvr_clinic_unfinished_cases", "Cases running or waiting.", registry=registry
         )
 
+        self.events = Counter(
+            "medvr_clinic_events", "Events told of cases, by name.", ["event"], registry=registry
+        )
+        self.event_streams = Gauge(
+            "medvr_clinic_event_streams", "Event streams being read.", registry=registry
+        )
+        self.keyed_requests = Counter(
+            "medvr_clinic_keyed_requests",
+            "Requests with an idempotency key: first, replayed, still running or mismatched.",
+            ["outcome"],
+            registry=registry,
+        )
+        self.waits = Counter(
+            "medvr_clinic_waits",
+            "Requests with `Prefer: wait`, by whether the case ended in time.",
+            ["outcome"],
+            registry=registry,
+        )
+
     def observe(self, case: Case) -> None:
         """Count a case that ended."""
         self._cases.labels(case.status.value).inc()

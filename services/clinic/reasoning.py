@@ -51,7 +51,8 @@ def thought_of(text: str) -> str:
     return "" if found is None else found.group(1).strip()
 
 
-def _mean_entropy_nats(generation: Generation) -> float:
+def mean_entropy_nats(generation: Generation) -> float:
+    """Mean H_t over the tokens of a turn; 0 for an empty one."""
     entropies = generation.entropies_nats
     return sum(entropies) / len(entropies) if entropies else 0.0
 
@@ -108,7 +109,7 @@ def turns_of(trajectory: Trajectory, evidence: Sequence[CaseEvidence]) -> list[C
             index=index,
             thought=thought_of(turn.generation.text),
             text=turn.generation.text,
-            mean_entropy_nats=_mean_entropy_nats(turn.generation),
+            mean_entropy_nats=mean_entropy_nats(turn.generation),
             num_tokens=len(turn.generation.token_ids),
             call=_tool_call(turn, index_by_turn.get(index), trajectory.stop_reason),
             answer=parse_turn(turn.generation.token_texts).answer,

@@ -1,89 +1,34 @@
-"""The case API: ask, read, list, and the pixels behind a case.
+"""The case API's reading side: read, list, and the pixels behind a case.
 
 A case's images are served only through the case, by the hashes it names; whatever else lies in
 the blob store stays there.
 """
 
 from http import HTTPStatus
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, FastAPI, File, Form, Query, Request, Response, UploadFile
+from fastapi import APIRouter, Query, Request, Response
 from fastapi import Path as PathParameter
 
-from services.clinic.desk import CaseDesk
 from services.clinic.examples import (
     EXAMPLE_CASE,
     EXAMPLE_DESCRIPTION,
     EXAMPLE_EVIDENCE,
     EXAMPLE_ID,
     EXAMPLE_PAGE,
-    SUBMISSION_PROBLEMS,
     UNKNOWN_CASE,
     json_example,
     png_example,
     problems,
     summary_of,
 )
-from services.clinic.settings import ClinicSettings
-from services.clinic.store import CaseStore, UnknownCase
-from services.clinic.submission import check_submission
-from shared.api.clinic import MAX_TRAJECTORIES, Case, CasePage, ClinicDescription
+from services.clinic.state import CaseId, State, found_case, no_such_case
+from services.clinic.store import UnknownCase
+from shared.api.clinic import Case, CasePage, ClinicDescription
 from shared.blobs import BlobStore
 from shared.errors import ApiProblem, BlobError
 
 router = APIRouter(prefix="/v1", tags=["cases"])
-
-CaseId = Annotated[str, PathParameter(examples=[EXAMPLE_ID])]
-
-
-class ClinicState:
-    """What the routes work with, made in the app's lifespan."""
-
-    def __init__(
-        self, settings: ClinicSettings, store: CaseStore, blobs: BlobStore, desk: CaseDesk
-    ) -> None:
-        self.settings = settings
-        self.store = store
-        self.blobs = blobs
-        self.desk = desk
-
-
-def attach(app: FastAPI, state: ClinicState) -> None:
-    """Give an app its state."""
-    app.state.clinic = state
-
-
-def _state(request: Request) -> ClinicState:
-    return cast(ClinicState, request.app.state.clinic)
-
-
-State = Annotated[ClinicState, Depends(_state)]
-
-_REPEATED = "choices"
-_FIELDS = ("image", "question", _REPEATED, "k", "seed")
-
-
-async def _only_known_fields(request: Request) -> None:
-    """A misspelt field would be missed in silence, and of two questions one. Raises `ApiProblem`.
-
-    FastAPI has parsed the form already, so this reads nothing.
-    """
-    names = [name for name, _ in (await request.form()).multi_items()]
-    unknown = sorted(set(names) - set(_FIELDS))
-    repeated = sorted({n for n in names if n != _REPEATED and names.count(n) > 1})
-    detail = f"accepted: {', '.join(_FIELDS)}; only {_REPEATED} may be repeated"
-    if unknown or repeated:
-        what = f"unknown field {unknown[0][:64]!r}" if unknown else f"{repeated[0]} is given twice"
-        raise ApiProblem(
-            HTTPStatus.UNPROCESSABLE_ENTITY, "Request does not validate", f"{what}; {detail}"
-        )
-
-
-def _case(state: ClinicState, case_id: str) -> Case:
-    try:
-        return state.store.get(case_id)
-    except UnknownCase as error:
-        raise ApiProblem(HTTPStatus.NOT_FOUND, "No such case", str(error)) from error
 
 
 def _png(request: Request, blobs: BlobStore, name: str) -> Response:
@@ -101,50 +46,6 @@ def _png(request: Request, blobs: BlobStore, name: str) -> Response:
 _GONE = problems(
     gone=(HTTPStatus.GONE, "The image is gone", f"no blob {EXAMPLE_EVIDENCE.crop}"),
 )
-
-
-@router.post(
-    "/cases",
-    status_code=HTTPStatus.CREATED,
-    summary="Ask a question about an image",
-    description="Waits for the end of the case. 201 also for a case that abstained or failed: its "
-    "`status` says so, and it stays readable under its id. Research use only. Not a medical "
-    "device.",
-    responses={201: json_example("The whole case.", EXAMPLE_CASE), **SUBMISSION_PROBLEMS},
-    dependencies=[Depends(_only_known_fields)],
-)
-async def create_case(
-    state: State,
-    response: Response,
-    image: Annotated[
-        UploadFile, File(description="PNG, JPEG, WebP, TIFF or single-frame DICOM file.")
-    ],
-    question: Annotated[str, Form(examples=["What kind of lesion is shown?"])],
-    choices: Annotated[
-        list[str] | None,
-        Form(description="Repeat the field per choice.", examples=[["ring", "cross"]]),
-    ] = None,
-    k: Annotated[
-        int | None,
-        Form(description=f"Number of trajectories, 1 to {MAX_TRAJECTORIES}.", examples=[5]),
-    ] = None,
-    seed: Annotated[
-        int | None, Form(description="Makes the case repeatable.", examples=[7])
-    ] = None,
-) -> Case:
-    """Check the form, work the case, return it."""
-    submission = check_submission(
-        state.settings,
-        image=await image.read(),
-        media_type=image.content_type,
-        question=question,
-        choices=choices or [],
-        k=k,
-        seed=seed,
-    )
-    case = await state.desk.answer(submission)
-    response.headers["location"] = f"/v1/cases/{case.case_id}"
-    return case
 
 
 @router.get(
@@ -173,7 +74,7 @@ def list_cases(
     try:
         cases = state.store.newest(limit + 1, before)
     except UnknownCase as error:
-        raise ApiProblem(HTTPStatus.NOT_FOUND, "No such case", str(error)) from error
+        raise no_such_case(error) from error
     shown = cases[:limit]
     more = len(cases) > limit
     next_url = f"/v1/cases?limit={limit}&before={shown[-1].case_id}" if more else None
@@ -187,7 +88,7 @@ def list_cases(
 )
 def read_case(state: State, case_id: CaseId) -> Case:
     """The case as last written; `running` until it ends."""
-    return _case(state, case_id)
+    return found_case(state, case_id)
 
 
 _PNG_ROUTE: dict[str, Any] = {"response_class": Response}
@@ -201,7 +102,7 @@ _PNG_ROUTE: dict[str, Any] = {"response_class": Response}
 )
 def read_image(request: Request, state: State, case_id: CaseId) -> Response:
     """The ingested original."""
-    return _png(request, state.blobs, _case(state, case_id).image.sha256)
+    return _png(request, state.blobs, found_case(state, case_id).image.sha256)
 
 
 @router.get(
@@ -227,8 +128,9 @@ def read_crop(
     case_id: CaseId,
     crop: Annotated[str, PathParameter(examples=[EXAMPLE_EVIDENCE.crop])],
 ) -> Response:
-    """A crop that the case's evidence names."""
-    if crop not in {zoom.crop for zoom in _case(state, case_id).evidence}:
+    """A crop that the case's evidence or one of its events names."""
+    is_evidence = crop in {zoom.crop for zoom in found_case(state, case_id).evidence}
+    if not is_evidence and not state.store.has_told_crop(case_id, crop):
         raise ApiProblem(
             HTTPStatus.NOT_FOUND, "No such crop", f"case {case_id} has no crop {crop[:64]}"
         )
@@ -254,7 +156,7 @@ def read_crop(
 )
 def read_heatmap(request: Request, state: State, case_id: CaseId) -> Response:
     """The heatmap of the case's consensus."""
-    consensus = _case(state, case_id).consensus
+    consensus = found_case(state, case_id).consensus
     if consensus is None or consensus.heatmap_sha256 is None:
         raise ApiProblem(
             HTTPStatus.NOT_FOUND, "No heatmap", f"no agreeing trajectory of case {case_id} zoomed"

@@ -44,3 +44,13 @@ class ClinicSettings(ServiceSettings):
     """How long a case waits for a neighbour that fails for a moment, as when it is restarted."""
     case_timeout_s: float = Field(default=600.0, gt=0)
     """A case that takes longer, waiting not counted, fails."""
+    max_wait_s: int = Field(default=60, ge=0)
+    """Longest wait that `Prefer: wait` is granted, in seconds."""
+    idempotency_key_s: float = Field(default=86_400.0, gt=0)
+    """How long an answer is kept for a request that is repeated with its idempotency key."""
+    heartbeat_s: float = Field(default=15.0, gt=0)
+    """An event stream without events sends a comment after so many seconds."""
+    event_stream_s: float = Field(default=900.0, gt=0)
+    """An event stream ends after so many seconds; its reader goes on with `Last-Event-ID`."""
+    max_event_streams: int = Field(default=64, ge=1)
+    """Event streams served together; a further one is refused."""

@@ -30,6 +30,8 @@ class CaseStatus(StrEnum):
     """The trajectories do not agree; `abstention` says how."""
     FAILED = "failed"
     """No statement about the image was reached; `failure` says why."""
+    CANCELLED = "cancelled"
+    """A caller took the question back before it was answered."""
 
 
 class AbstentionReason(StrEnum):

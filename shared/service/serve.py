@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 
 import uvicorn
@@ -46,8 +46,24 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def serve(app: FastAPI, host: str, port: int) -> None:
-    """Serve until a signal; logs go through the root logger. Raises `ListenError`."""
+class _Server(uvicorn.Server):
+    """Says that it stops before it waits for running requests, some of which may be endless."""
+
+    def __init__(self, config: uvicorn.Config, on_stop: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_stop = on_stop
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let the app end what would not end by itself, then stop."""
+        self._on_stop()
+        await super().shutdown(sockets)
+
+
+def serve(app: FastAPI, host: str, port: int, on_stop: Callable[[], None] = lambda: None) -> None:
+    """Serve until a signal; logs go through the root logger. Raises `ListenError`.
+
+    `on_stop` is called in the event loop, before running requests are waited for.
+    """
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -55,7 +71,7 @@ def serve(app: FastAPI, host: str, port: int) -> None:
         timeout_graceful_shutdown=GRACE_S,
         server_header=False,
     )
-    server = uvicorn.Server(config)
+    server = _Server(config, on_stop)
     with listen(host, port) as listener, suppress(KeyboardInterrupt):
         logger.info("listening on http://%s:%d", host, port)
         server.run(sockets=[listener])

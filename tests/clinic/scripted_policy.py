@@ -67,11 +67,14 @@ class ScriptedPolicy:
     entered: threading.Event = field(default_factory=threading.Event)
     """Set by a request that arrived."""
     num_entered: int = 0
+    hold_after: int | None = None
+    """The requests after so many wait, as if `release` had been cleared then."""
 
     def rehearse(self, *plans: list[Say]) -> None:
         """The next cases' trajectories follow these plans, in turn."""
         self.plans, self.requests, self.fail_with = list(plans), [], None
         self._begun = self.num_entered = 0
+        self.hold_after = None
         self.release.set()
         self.entered.clear()
 
@@ -151,6 +154,8 @@ def scripted_app(policy: ScriptedPolicy) -> FastAPI:
     def generate(request: GenerateRequest, _: Request) -> Response:
         policy.num_entered += 1
         policy.entered.set()
+        if policy.hold_after is not None and policy.num_entered == policy.hold_after + 1:
+            policy.release.clear()
         if not policy.release.wait(timeout=60):
             return problem_response(504, "Held too long", "the test never released it")
         if policy.fail_with is not None:

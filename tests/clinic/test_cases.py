@@ -22,11 +22,13 @@ IN_VIEW, IN_ORIGINAL = [84, 42, 110, 70], Box(168, 84, 220, 140)
 ELSEWHERE = [10, 10, 40, 40]
 
 
-def ask(clinic: httpx.Client, image: bytes | None = None, **form: Any) -> httpx.Response:
+def ask(
+    clinic: httpx.Client, image: bytes | None = None, headers: Any = None, **form: Any
+) -> httpx.Response:
     fields = {"question": QUESTION, "choices": CHOICES, "k": "3", "seed": "1"} | form
     fields = {name: value for name, value in fields.items() if value is not None}
     files = {"image": ("scan.png", png(picture()) if image is None else image, "image/png")}
-    return clinic.post("/v1/cases", data=fields, files=files)
+    return clinic.post("/v1/cases", data=fields, files=files, headers=headers)
 
 
 def two_against_one(policy: ScriptedPolicy) -> None:

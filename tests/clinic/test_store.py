@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from services.clinic.store import CaseStore, CaseStoreError, UnknownCase
+from services.clinic.store import CaseStore, UnknownCase
+from services.clinic.tables import CaseStoreError
+from shared.api.case_events import StartedEvent
 from shared.api.clinic import Case, CaseImage, CaseSettings, CaseStatus
 
 
@@ -140,7 +142,7 @@ def test_a_database_of_another_version_is_refused(path: Path):
         connection.execute("PRAGMA user_version=99")
     connection.close()
 
-    with pytest.raises(CaseStoreError, match=r"version 99; this clinic reads 1"):
+    with pytest.raises(CaseStoreError, match=r"version 99; this clinic reads 2"):
         CaseStore(path)
 
 
@@ -156,3 +158,47 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path):
 def test_a_folder_in_place_of_the_file_is_refused(tmp_path: Path):
     with pytest.raises(CaseStoreError, match="cannot be opened"):
         CaseStore(tmp_path)
+
+
+def test_a_database_from_before_there_were_events_is_brought_up(path: Path):
+    store = CaseStore(path)
+    for case_id in ("ended", "running"):
+        store.create(a_case(case_id))
+    store.finish(finished(a_case("ended")), store.begin("ended"))
+    store.close()
+    with sqlite3.connect(path) as connection:  # what version 1 had: the cases, and nothing else
+        for table in ("events", "kept_answers"):
+            connection.execute(f"DROP TABLE {table}")
+        connection.execute("PRAGMA user_version=1")
+    connection.close()
+
+    brought_up = CaseStore(path)
+
+    assert brought_up.get("ended") == finished(a_case("ended"))
+    told = brought_up.events_after("ended", 0, 10)
+    assert [(event.number, event.name) for event in told] == [(1, "answer"), (2, "done")]
+    assert brought_up.events_after("running", 0, 10) == []
+    assert [left.case.case_id for left in brought_up.unfinished()] == ["running"]
+    brought_up.close()
+    CaseStore(path).close()
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone() == (2,)
+        assert connection.execute("SELECT count(*) FROM events").fetchone() == (2,)
+    connection.close()
+
+
+def test_only_the_attempt_that_began_last_tells(path: Path):
+    store = CaseStore(path)
+    store.create(a_case("one"))
+    first = store.begin("one")
+    second = store.begin("one")
+    events = [StartedEvent(num_trajectories=5), StartedEvent(num_trajectories=5)]
+
+    assert not store.tell("one", first, events)
+    assert store.tell("one", second, events)
+    assert store.finish(finished(a_case("one")), second)
+    assert not store.tell("one", second, events)
+
+    told = [(event.number, event.name) for event in store.events_after("one", 0, 10)]
+    assert told == [(1, "started"), (2, "started"), (3, "answer"), (4, "done")]
+    store.close()

@@ -233,6 +233,37 @@ def test_a_running_case_is_followed_to_its_end(
     viewer.wait_for_case()
 
     assert "C. dot" in viewer.text("#answer")
+    streams = [url for url in viewer.fetched if url.endswith("/events")]
+    reads = [url for url in viewer.fetched if url.endswith(line["url"])]
+    assert (len(streams), len(reads)) == (1, 2)  # nothing is asked again and again
+
+
+def test_a_running_case_says_how_far_it_is(
+    viewer: Viewer, clinic: httpx.Client, policy: ScriptedPolicy
+):
+    policy.rehearse([look(IN_VIEW), answer("A")])
+    policy.hold_after = 1
+    case_id = ask(clinic, headers={"prefer": "wait=0"}, k="1").json()["case_id"]
+
+    viewer.open(f"/cases/{case_id}")
+    viewer.page.get_by_text("1 zoom so far; 0 of 1 trajectories ended.").wait_for()
+    policy.release.set()
+    viewer.wait_for_case()
+
+    assert viewer.page.locator("#state").is_hidden()
+
+
+def test_a_cancelled_case_says_so(viewer: Viewer, clinic: httpx.Client, policy: ScriptedPolicy):
+    policy.rehearse([answer("A")])
+    policy.release.clear()
+    case_id = ask(clinic, headers={"prefer": "wait=0"}, k="1").json()["case_id"]
+    clinic.post(f"/v1/cases/{case_id}/cancel")
+    policy.release.set()
+
+    viewer.open_case(case_id)
+
+    assert viewer.text(".badge.cancelled") == "Cancelled"
+    assert "taken back before it was answered" in viewer.text("#answer")
 
 
 def test_mistakes_in_the_form_are_said_before_anything_is_sent(

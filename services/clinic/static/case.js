@@ -4,7 +4,8 @@ import { Problem, STATUS_WORDS, answerWords, call, el, moment, percent, seconds 
 import { drawStage, layerSwitches } from "./stage.js";
 import { attemptSteps, stepsOf } from "./steps.js";
 
-const POLL_MS = 1000;
+const RETRY_MS = 1000;
+const FOLLOWING = "Working; this page follows the case until it ends.";
 const LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ";
 const byId = (id) => document.getElementById(id);
 
@@ -19,6 +20,9 @@ function verdict(found) {
   if (found.status === "failed") {
     return [badge, el("p", { class: "answer none" }, "This case could not be answered."),
       el("p", { class: "alert", role: "alert" }, `${found.failure.service}: ${found.failure.reason}`)];
+  }
+  if (found.status === "cancelled") {
+    return [badge, el("p", { class: "answer none" }, "The question was taken back before it was answered.")];
   }
   return [badge, el("p", { class: "answer none" }, "The policy is looking at the image…")];
 }
@@ -171,10 +175,32 @@ async function load() {
   const found = await call(`/v1/cases/${encodeURIComponent(caseId)}`);
   show(found);
   const isRunning = found.status === "running";
-  byId("state").textContent = isRunning ? "Working; this page follows the case until it ends." : "";
+  byId("state").textContent = isRunning ? FOLLOWING : "";
   byId("state").hidden = !isRunning;
   byId("main").setAttribute("aria-busy", String(isRunning));
-  if (isRunning) setTimeout(() => load().catch(fail), POLL_MS);
+  if (isRunning) follow(found);
+}
+
+/** Say how a running case goes, and show it once it ends; where it cannot be followed, ask again. */
+function follow(found) {
+  const total = found.settings.num_trajectories;
+  const events = new EventSource(`/v1/cases/${found.case_id}/events`);
+  let zooms = 0;
+  let ended = 0;
+  const tell = () => {
+    byId("state").textContent =
+      `${FOLLOWING} ${zooms} ${zooms === 1 ? "zoom" : "zooms"} so far; ${ended} of ${total} trajectories ended.`;
+  };
+  events.addEventListener("started", () => { zooms = 0; ended = 0; });
+  events.addEventListener("zoom", () => { zooms += 1; tell(); });
+  events.addEventListener("trajectory", () => { ended += 1; tell(); });
+  events.addEventListener("done", () => {
+    events.close();
+    load().catch(fail);
+  });
+  events.onerror = () => {
+    if (events.readyState === EventSource.CLOSED) setTimeout(() => load().catch(fail), RETRY_MS);
+  };
 }
 
 function fail(error) {

@@ -55,6 +55,7 @@ export const STATUS_WORDS = {
   answered: "Answered",
   abstained: "Abstained",
   failed: "Failed",
+  cancelled: "Cancelled",
 };
 
 /** The answer of a case in words: `B. cross`. */
