@@ -101,7 +101,9 @@ def known_image(name: str) -> Prepare:
     """Every well-formed name of an image becomes this one's."""
 
     def put(body: dict[str, Any]) -> None:
-        for part in [body, *(s for s in body.get("segments") or [] if isinstance(s, dict))]:
+        segments = body.get("segments")
+        listed = segments if isinstance(segments, list) else []
+        for part in [body, *(s for s in listed if isinstance(s, dict))]:
             if re.fullmatch("[0-9a-f]{64}", str(part.get("image"))):
                 part["image"] = name
 
