@@ -25,8 +25,7 @@ from services.trainer.torchvision_ops import declare_missing_operators
 
 declare_missing_operators()
 
-from peft import LoraConfig  # noqa: E402 - the operators must be declared first
-from transformers import (  # noqa: E402
+from transformers import (  # noqa: E402 - the operators must be declared first
     AutoConfig,
     AutoModelForImageTextToText,
     AutoTokenizer,
@@ -162,6 +161,8 @@ class Policy(nn.Module):
         """
         for frozen in self.model.parameters():
             frozen.data = frozen.data.to(self._dtype)
+        from peft import LoraConfig  # takes seconds, and few runs have adapters
+
         adapters = LoraConfig(r=rank, lora_alpha=alpha, target_modules=_ADAPTED, bias="none")
         self.model.add_adapter(adapters, _ADAPTER)
         for name, parameter in self.model.named_parameters():
