@@ -21,12 +21,12 @@ from transformers import AutoTokenizer
 from benchmarks.arithmetic import step_flops
 from benchmarks.groups import MadeUp, Shape, training_samples
 from benchmarks.pairs import Spread
+from benchmarks.plain_loss import plain_loss
 from benchmarks.qwen import Size, config_of, random_model
 from benchmarks.services import CHECKPOINT
-from services.trainer.batch import PackTensors, collate, collect_images
+from services.trainer.batch import collate, collect_images
 from services.trainer.dry_run.shape import shape_of
 from services.trainer.images import ImageSource
-from services.trainer.loss import ClipRange, Loss, Objective, token_loss
 from services.trainer.model import Policy, fit_for_trees, read_limits
 from services.trainer.optimizer import apply_gradient, build_optimizer
 from services.trainer.packing import Bundle, pack_groups
@@ -36,9 +36,6 @@ from shared.blobs import BlobStore
 WAYS = ("packed", "trees")
 PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "L40S": 362.0, "B200": 2250.0}
 """Dense bfloat16, as the makers state it (SXM cards), by a part of the device's name."""
-_OBJECTIVE = Objective(
-    Loss.GRPO, ClipRange(0.2, 0.28), is_cap=2.0, is_mask_beyond=math.inf, kl_beta=0.0
-)
 _ENGINE_LOGPROB = -50.0
 
 
@@ -180,7 +177,7 @@ class Step:
                 device=device,
             )
             logprobs_N = self.policy.trained_logprobs(tensors, leaf)
-            _loss(logprobs_N, tensors).backward()
+            plain_loss(logprobs_N, tensors).backward()
             total += float((logprobs_N.detach() * tensors.weights_N).sum())
         if leaf.grad is not None:
             features.backward(leaf.grad)
@@ -192,16 +189,3 @@ def _weighted(sample: TrainingSample, num_trajectories: int) -> TrainingSample:
     weight = 1.0 / (num_trajectories * sample.num_trained_tokens)
     lowest = [_ENGINE_LOGPROB] * sample.num_trained_tokens
     return replace(sample, token_weight=weight, sampled_logprobs=lowest)
-
-
-def _loss(logprobs_N: torch.Tensor, batch: PackTensors) -> torch.Tensor:
-    terms = token_loss(
-        logprobs_N,
-        old_logprobs_N=logprobs_N.detach(),
-        sampled_logprobs_N=batch.sampled_logprobs_N,
-        ref_logprobs_N=None,
-        advantages_N=batch.advantages_N,
-        trajectory_N=batch.trajectory_N,
-        objective=_OBJECTIVE,
-    )
-    return (terms.loss_N * batch.weights_N).sum()

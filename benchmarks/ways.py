@@ -7,23 +7,22 @@
 which does so too, and *trl_with_old* the same with TRL's forward pass for π_old.
 """
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from benchmarks.arithmetic import step_flops
 from benchmarks.groups import training_samples
+from benchmarks.plain_loss import OBJECTIVE, plain_loss
 from benchmarks.trl_step import TrlStep
 from services.trainer.batch import collate, collect_images
 from services.trainer.dry_run.flops import StepFlops
 from services.trainer.dry_run.shape import ModelShape
 from services.trainer.images import ImageSource
-from services.trainer.loss import ClipRange, Loss, Objective, token_loss, token_weights
+from services.trainer.loss import token_weights
 from services.trainer.model import Policy
 from services.trainer.packing import Bundle, pack_groups
 from services.trainer.sample import TrainingSample
@@ -33,9 +32,6 @@ from tests.trainer import oracle
 
 CPU = torch.device("cpu")
 PACK_TOKENS = 16_384
-OBJECTIVE = Objective(
-    Loss.GRPO, ClipRange(0.2, 0.28), is_cap=2.0, is_mask_beyond=math.inf, kl_beta=0.0
-)
 OTHERS = ("padded", "packed", "alone", "trl", "trl_with_old")
 """Than trees."""
 
@@ -135,7 +131,7 @@ class Ways:
                 device=CPU,
                 share_images=share_images,
             )
-            self._loss(oracle.padded_logprobs(self.policy, batch), batch).backward()
+            plain_loss(oracle.padded_logprobs(self.policy, batch), batch).backward()
 
     def _bundles(self, groups: list[list[TrainingSample]]) -> list[Bundle]:
         return pack_groups(groups, self.policy.limits.image_token_id, PACK_TOKENS)
@@ -149,17 +145,5 @@ class Ways:
             for pack in bundle:
                 pad = self.policy.limits.image_token_id
                 tensors = collate(pack, shown.rows_by_name, image_token_id=pad, device=CPU)
-                self._loss(self.policy.trained_logprobs(tensors, leaf), tensors).backward()
+                plain_loss(self.policy.trained_logprobs(tensors, leaf), tensors).backward()
             features.backward(leaf.grad)
-
-    def _loss(self, logprobs_N: torch.Tensor, batch: Any) -> torch.Tensor:
-        terms = token_loss(
-            logprobs_N,
-            old_logprobs_N=logprobs_N.detach(),
-            sampled_logprobs_N=batch.sampled_logprobs_N,
-            ref_logprobs_N=None,
-            advantages_N=batch.advantages_N,
-            trajectory_N=batch.trajectory_N,
-            objective=OBJECTIVE,
-        )
-        return (terms.loss_N * batch.weights_N).sum()

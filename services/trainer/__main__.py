@@ -1,4 +1,4 @@
-"""`medvr trainer`: settings, imports, run; `torchrun … -m services trainer` for several ranks."""
+"""`medvr trainer`: settings, imports, run; several ranks by `torchrun … -m -- services trainer`."""
 
 import asyncio
 import logging

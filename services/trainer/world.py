@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import HashStore
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from shared.errors import MedvrError
@@ -178,7 +177,7 @@ def open_world(device: str, *, always_sharded: bool = False) -> Generator[World]
     if launched:
         dist.init_process_group(backend)
     else:
-        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)  # pyright: ignore[reportPrivateImportUsage]
     try:
         size = dist.get_world_size()
         mesh = init_device_mesh(own.type, (size,)) if size > 1 or always_sharded else None
