@@ -36,6 +36,10 @@ class Witness:
         pointer = read_channel(self._system.redis, TRAIN_CHANNEL)
         if pointer is None:
             return
+        if pointer.run != self._system.run:
+            if self.hashes_by_version:
+                self.contradictions.append(f"the channel went over to {pointer.run}")
+            return  # of the run before, until this one publishes its first
         version = pointer.version
         newest = max((int(p.name) for p in self._checkpoints()), default=0)
         if version > newest:
