@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from sqlalchemy import inspect
 
 from services.clinic.address import DatabaseAddress
+from services.clinic.database import open_database
 from services.clinic.migrating import UnusableDatabase
 from services.clinic.settings import ClinicSettings
 from services.clinic.store import Answer, CaseStore, Kept
-from services.clinic.tables import Base, open_tables
+from services.clinic.tables import SCRIPTS, Base, open_tables
 from services.clinic.telling import closing_events
 from shared.api.clinic import AbstentionReason, CaseStatus
 from tests.clinic.postgres import Postgres
@@ -119,6 +121,25 @@ def test_a_database_of_a_later_revision_is_refused(database: DatabaseAddress):
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0002'")
     engine.dispose()
     CaseStore(database).close()
+
+
+def test_a_database_of_another_kind_is_brought_up_by_scripts_of_its_own(
+    empty_database: DatabaseAddress, tmp_path: Path
+):
+    scripts = tmp_path / "100% scripts"
+    (scripts / "versions").mkdir(parents=True)
+    shutil.copy(SCRIPTS / "env.py", scripts)
+    for number, statement in enumerate(["CREATE TABLE names (name TEXT)", "DROP TABLE names"]):
+        (scripts / "versions" / f"{number}.py").write_text(
+            "from alembic import op\n"
+            f"revision, down_revision = '{number}', {str(number - 1) if number else None!r}\n"
+            f"def upgrade(): op.execute('{statement}')\n"
+        )
+        engine = open_database(empty_database, scripts)
+        with engine.connect() as connection:
+            tables = inspect(connection).get_table_names()
+        engine.dispose()
+        assert sorted(tables) == [["alembic_version", "names"], ["alembic_version"]][number]
 
 
 def test_processes_that_open_a_new_database_at_once_take_turns(empty_database: DatabaseAddress):
