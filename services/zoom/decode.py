@@ -14,12 +14,17 @@ from shared.errors import ApiProblem
 
 
 def decode_original(
-    data: bytes, source_format: SourceFormat, rendering: Rendering, max_pixels: int
+    data: bytes,
+    source_format: SourceFormat,
+    rendering: Rendering,
+    max_pixels: int,
+    *,
+    with_identity: bool = False,
 ) -> CanonicalOriginal:
     """The canonical original. Raises nothing but `ApiProblem`, whatever the bytes are."""
     try:
         if source_format == "dicom":
-            return decode_dicom(data, rendering, max_pixels)
+            return decode_dicom(data, rendering, max_pixels, with_identity=with_identity)
         if source_format == "nifti":
             return decode_nifti(data, rendering, max_pixels)
         return decode_raster(data, source_format, rendering, max_pixels)

@@ -68,7 +68,9 @@ _FRAME_MACROS = {
 """Where an enhanced image keeps what others have at the top: rescaling and window."""
 
 
-def decode_dicom(data: bytes, rendering: Rendering, max_pixels: int) -> CanonicalOriginal:
+def decode_dicom(
+    data: bytes, rendering: Rendering, max_pixels: int, *, with_identity: bool = False
+) -> CanonicalOriginal:
     """Decode a frame of a DICOM file. Raises `ApiProblem` naming what was wrong."""
     if rendering.axis is not None or rendering.index is not None:
         raise unreadable(
@@ -98,7 +100,10 @@ def decode_dicom(data: bytes, rendering: Rendering, max_pixels: int) -> Canonica
             f"the DICOM pixel data cannot be decoded ({type(error).__name__}: {reason})"
         ) from error
     shown = msgspec.structs.replace(shown, frame=frame, num_frames=num_frames)
-    return canonical(levels, "dicom", shown)
+    # The decoder host has loaded it before the first DICOM file; other files need it never.
+    from services.zoom.deidentify import file_facts
+
+    return canonical(levels, "dicom", shown, file_facts(dataset, with_identity=with_identity))
 
 
 def check_transfer_syntax(data: bytes, max_pixels: int) -> None:

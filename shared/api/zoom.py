@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from shared.api.base import SHA256_PATTERN, WireModel
+from shared.api.headers import FileFacts
 
 
 class WireImageSize(WireModel):
@@ -47,7 +48,7 @@ _MOST = 2**31 - 1
 
 
 class RenderingRequest(WireModel):
-    """Query of `POST /v1/images`: which picture of the file, and how its greys are shown.
+    """Which picture of a file, and how its greys are shown.
 
     All may be left out where the file holds one picture.
     """
@@ -63,6 +64,13 @@ class RenderingRequest(WireModel):
     window_center: float | None = Field(default=None, ge=-1e9, le=1e9)
     """With `window_width`, instead of `window`: in units after rescaling (CT: HU)."""
     window_width: float | None = Field(default=None, gt=0, le=1e9)
+
+
+class IngestQuery(RenderingRequest):
+    """Query of `POST /v1/images`."""
+
+    identity: bool = False
+    """Whether the answer shall say whom a DICOM file shows: for the keeper of the pseudonyms."""
 
 
 class AppliedWindow(WireModel):
@@ -91,7 +99,7 @@ class AppliedRendering(WireModel):
     """None, one, or three: those of red, green and blue."""
 
 
-class IngestResponse(WireModel):
+class IngestResponse(FileFacts):
     """`POST /v1/images` (body: the file's bytes): the content-addressed original."""
 
     image: str = Field(pattern=SHA256_PATTERN)
