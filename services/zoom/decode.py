@@ -13,6 +13,10 @@ from shared.api.zoom import SourceFormat
 from shared.errors import ApiProblem
 
 
+_NAMING_PATIENTS = ("dicom", "nifti")
+"""Formats whose headers a message of a library may quote."""
+
+
 def decode_original(
     data: bytes,
     source_format: SourceFormat,
@@ -33,7 +37,9 @@ def decode_original(
     except MemoryError as error:
         raise too_large("decoding needs more memory than one image may use") from error
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = type(error).__name__
+        if source_format not in _NAMING_PATIENTS:
+            reason += f": {' '.join(str(error).split())[:300]}"
         raise unreadable(
-            f"the {source_format.upper()} file cannot be decoded ({type(error).__name__}: {reason})"
+            f"the {source_format.upper()} file cannot be decoded ({reason})"
         ) from error

@@ -71,8 +71,13 @@ def _elements(dataset: Dataset, depth: int) -> Iterator[DataElement]:
 
 def _values(element: DataElement) -> list[str]:
     values = element.value if element.VM > 1 else [element.value]
-    texts = [str(value).strip()[:_MAX_CHARS] for value in values if value is not None]
+    texts = [_clean(str(value)) for value in values if value is not None]
     return [text for text in texts if text]
+
+
+def _clean(text: str) -> str:
+    """Fit for JSON and for a look: what is no character is dropped."""
+    return text.encode("utf-8", "ignore").decode().strip("\0 \t\r\n")[:_MAX_CHARS]
 
 
 def _first(dataset: Dataset, keyword: str) -> str | None:

@@ -15,10 +15,11 @@ VIEW_POSITIONS = frozenset(
 )
 """PS3.3 C.8.1.1 and C.8.11.5, and PS3.16 CID 4014, with what scanners write for lateral."""
 
-PHOTOMETRIC = frozenset(
+PHOTOMETRIC = frozenset(  # PS3.3 C.7.6.3.1.2, also retired ones
     [
         *("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR", "RGB", "YBR_FULL", "YBR_FULL_422"),
         *("YBR_ICT", "YBR_RCT", "YBR_PARTIAL_420", "YBR_PARTIAL_422", "XYB"),
+        *("CMYK", "ARGB", "HSV"),
     ]
 )
 

@@ -44,7 +44,9 @@ GreyMapping = Literal["none", "requested_window", "file_window", "file_voi_lut",
 """How grey values became levels: they were levels or colours; a window that was asked for; the
 file's first window (NIfTI: its display range); the file's first VOI LUT; least value to black,
 greatest to white."""
-_MOST = 2**31 - 1
+MAX_INDEX = 2**31 - 1
+MAX_WINDOW = 1e9
+"""Of centre and width, either way."""
 
 
 class RenderingRequest(WireModel):
@@ -53,17 +55,17 @@ class RenderingRequest(WireModel):
     All may be left out where the file holds one picture.
     """
 
-    frame: int | None = Field(default=None, ge=1, le=_MOST)
+    frame: int | None = Field(default=None, ge=1, le=MAX_INDEX)
     """Of a multi-frame DICOM file or a NIfTI time series; the first is 1, as DICOM counts."""
     axis: Axis | None = None
     """NIfTI: which way to slice."""
-    index: int | None = Field(default=None, ge=0, le=_MOST)
+    index: int | None = Field(default=None, ge=0, le=MAX_INDEX)
     """NIfTI: the slice, as NIfTI counts from 0, towards the patient's right, front or head."""
     window: WindowPreset | Literal["ct_rgb"] | None = None
     """CT: a usual window, or three of them as red, green and blue."""
-    window_center: float | None = Field(default=None, ge=-1e9, le=1e9)
+    window_center: float | None = Field(default=None, ge=-MAX_WINDOW, le=MAX_WINDOW)
     """With `window_width`, instead of `window`: in units after rescaling (CT: HU)."""
-    window_width: float | None = Field(default=None, gt=0, le=1e9)
+    window_width: float | None = Field(default=None, gt=0, le=MAX_WINDOW)
 
 
 class IngestQuery(RenderingRequest):
