@@ -4,14 +4,18 @@ The rules are those of the RSNA's Clinical Trial Processor and others, as deid s
 look at the header alone: no pixel is read for text, so that "not stated" promises nothing.
 """
 
+import warnings
 from functools import cache
 from typing import Any, cast
 
-from deid.config import DeidRecipe
-from deid.dicom.pixels import has_burned_pixels
 from pydicom.dataset import Dataset
 
 from shared.api.headers import BurnedInText
+
+with warnings.catch_warnings():  # it asks pydicom for a module that pydicom 4 will not have
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from deid.config import DeidRecipe
+    from deid.dicom.pixels import has_burned_pixels
 
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _MAX_REASONS = 8
@@ -38,7 +42,7 @@ def burned_in_text(dataset: Dataset) -> tuple[BurnedInText, list[str]]:
     if said == "NO":
         return "declared_absent", ["BurnedInAnnotation is NO"]
     reasons = [
-        f"deid {rule['group']}: {' '.join(str(rule['reason']).split())}"
+        f"deid {rule['group']}: {' '.join(str(rule['reason']).split()).removeprefix('and ')}"
         for rule in results
         if rule["group"] != _CLEAN
     ]

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable
 from functools import cache
 from importlib.metadata import version
+from itertools import islice
 from typing import Any, cast
 
 from dicomanonymizer.simpledicomanonymizer import anonymize_dataset, initialize_actions
@@ -30,6 +31,7 @@ PROFILE = "DICOM PS3.15 Basic Application Level Confidentiality Profile"
 Action = Callable[[Dataset, tuple[int, ...]], None]
 Actions = dict[tuple[int, ...], Action]
 
+_MAX_ELEMENTS = 20_000
 _DROPPED_VRS = ("SQ", "OB", "OW", "OF", "OD", "OL", "OV", "UN")
 
 
@@ -63,7 +65,7 @@ def file_facts(dataset: Dataset, *, with_identity: bool) -> FileFacts:
 def deidentified(dataset: Dataset) -> Dataset:
     """The top level of a dataset after the profile."""
     flat = Dataset()
-    for tag in dataset.keys():
+    for tag in islice(dataset.keys(), _MAX_ELEMENTS):
         try:
             element = dataset[tag]
             if element.VR not in _DROPPED_VRS:
@@ -125,6 +127,9 @@ def _numbers(dataset: Dataset, keyword: str, count: int) -> list[float] | None:
     """So many numbers, finite and over zero."""
     value: Any = dataset.get(keyword)
     values = [value] if isinstance(value, (int, float)) else list(value or [])
-    numbers = [float(v) for v in values if v is not None]
+    try:
+        numbers = [float(v) for v in values]
+    except (TypeError, ValueError):
+        return None
     is_sound = len(numbers) == count and all(math.isfinite(n) and n > 0 for n in numbers)
     return numbers if is_sound else None
