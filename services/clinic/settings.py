@@ -1,7 +1,6 @@
 """Settings of the clinic: where its neighbours are, what it keeps, how much it accepts."""
 
 from pathlib import Path
-
 from typing import Self
 
 from pydantic import Field, model_validator

@@ -205,9 +205,7 @@ def add_routes(app: FastAPI, zoom: Zoom, max_upload_bytes: int) -> None:
 
     app.add_exception_handler(BadBox, on_bad_box)
 
-    async def ingest(
-        request: Request, query: Annotated[IngestQuery, Query()]
-    ) -> IngestResponse:
+    async def ingest(request: Request, query: Annotated[IngestQuery, Query()]) -> IngestResponse:
         rendering = asked_rendering(query)
         body = await read_body(request, max_upload_bytes)
         return await zoom.ingest(body, rendering, with_identity=query.identity)

@@ -12,7 +12,6 @@ from services.zoom.rasters import decode_raster
 from shared.api.zoom import SourceFormat
 from shared.errors import ApiProblem
 
-
 _NAMING_PATIENTS = ("dicom", "nifti")
 """Formats whose headers a message of a library may quote."""
 

@@ -99,9 +99,7 @@ def header_of(dataset: Dataset) -> ImageHeader:
             "body_part": _term(dataset, BODY_PARTS, "BodyPartExamined"),
             "laterality": _term(dataset, LATERALITIES, "ImageLaterality", "Laterality"),
             "view_position": _term(dataset, VIEW_POSITIONS, "ViewPosition"),
-            "photometric_interpretation": _term(
-                dataset, PHOTOMETRIC, "PhotometricInterpretation"
-            ),
+            "photometric_interpretation": _term(dataset, PHOTOMETRIC, "PhotometricInterpretation"),
             "bits_stored": (_numbers(dataset, "BitsStored", 1) or [None])[0],
             "pixel_spacing_mm": _numbers(dataset, "PixelSpacing", 2),
             "imager_pixel_spacing_mm": _numbers(dataset, "ImagerPixelSpacing", 2),

@@ -1,10 +1,7 @@
 """Identity stays out of the case: pseudonyms in its place, and its words out of the question."""
 
 import json
-import os
 import stat
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ import httpx
 import numpy as np
 import pytest
 
+from services.clinic.__main__ import main
 from services.clinic.address import DatabaseAddress
 from services.clinic.pseudonyms import Pseudonyms, UnknownPseudonym
 from services.clinic.scrubbing import without_identity
@@ -116,39 +114,36 @@ def test_a_picture_without_a_header_has_no_pseudonym(clinic: httpx.Client, polic
     }
 
 
-def command(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "services", "clinic", *arguments],
-        env=os.environ | variables,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-
-
 def test_a_pseudonym_is_looked_up_by_who_may_read_its_database(
-    start_clinic: Callable[..., httpx.Client], policy: ScriptedPolicy, tmp_path: Path
+    start_clinic: Callable[..., httpx.Client],
+    policy: ScriptedPolicy,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ):
     vault = tmp_path / "vault" / "who.sqlite"
     clinic = start_clinic(pseudonym_database=DatabaseAddress(str(vault)))
     policy.rehearse([answer("A")])
     subject = ask(clinic, image=scan(), k="1").json()["subject"]
-    where = {"MEDVR_CLINIC_PSEUDONYM_DATABASE": str(vault)}
 
-    found = command("reidentify", subject["patient"], **where)
-    by_flag = command("reidentify", subject["study"], "--pseudonym-database", str(vault))
-    unknown = command("reidentify", "patient-0", **where)
-    nothing = command("reidentify", **where)
+    main(["reidentify", subject["study"], "--pseudonym-database", str(vault)])
+    by_flag = capsys.readouterr()
+    monkeypatch.setenv("MEDVR_CLINIC_PSEUDONYM_DATABASE", str(vault))
+    main(["reidentify", subject["patient"]])
+    by_variable = capsys.readouterr()
+    with pytest.raises(SystemExit) as unknown:
+        main(["reidentify", "patient-0"])
+    refused = capsys.readouterr()
+    with pytest.raises(SystemExit) as nothing:
+        main(["reidentify"])
 
-    assert found.returncode == 0, found.stderr
-    assert json.loads(found.stdout)["patient_name"] == "Mueller^Jane"
-    assert json.loads(by_flag.stdout)["study_uid"] == "1.2.3.1"
-    assert "Mueller" not in found.stderr
-    assert (unknown.returncode, unknown.stdout) == (1, "")
-    assert unknown.stderr == "error: no such pseudonym was given by this clinic\n"
-    assert nothing.returncode == 2
-    assert "usage: medvr clinic reidentify" in nothing.stderr
+    assert json.loads(by_variable.out)["patient_name"] == "Mueller^Jane"
+    assert json.loads(by_flag.out)["study_uid"] == "1.2.3.1"
+    assert "Mueller" not in by_variable.err
+    assert (unknown.value.code, refused.out) == (1, "")
+    assert refused.err == "error: no such pseudonym was given by this clinic\n"
+    assert nothing.value.code == 2
+    assert "usage: medvr clinic reidentify" in capsys.readouterr().err
     assert stat.S_IMODE(vault.stat().st_mode) == 0o600
 
 

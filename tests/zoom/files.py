@@ -149,12 +149,12 @@ def patched(data: bytes, text: str, word: str) -> bytes:
     return data.replace(old, word.encode()[: len(old)].ljust(len(old)))
 
 
-def canary_dataset(word: str, **elements: Any) -> Dataset:
+def canary_dataset(word: str, stored: np.ndarray = RAMP) -> Dataset:
     """A word in an element of every text VR, in nested, private and unknown ones and the meta.
 
     The word is of 16 capitals and digits at most, so that every VR may hold it.
     """
-    dataset = dataset_of(RAMP, **elements)
+    dataset = dataset_of(stored)
     for holder in (nested := Dataset(), deeper := Dataset(), dataset):
         for keyword in _TEXT_KEYWORDS:
             setattr(holder, keyword, word)
