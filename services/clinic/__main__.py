@@ -1,4 +1,4 @@
-"""`medvr clinic [serve]`: serve the case API and its viewer; `medvr clinic <command>`: see COMMANDS."""
+"""`medvr clinic [serve]`: the case API and its viewer; `medvr clinic <command>`: see COMMANDS."""
 
 import importlib
 import sys

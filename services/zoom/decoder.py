@@ -1,8 +1,9 @@
 """The decoder host: a process that forks one child per file, so that each is decoded alone.
 
 It answers `frames` on stdin and stdout. The libraries are loaded once, so a child costs
-milliseconds; those of de-identification with the first DICOM file, for they take half a second. A child has limited memory and processor time, cannot write files, and may crash as
-it likes: the host then says so. The host ends when stdin does.
+milliseconds; those of de-identification with the first DICOM file, for they take half a second. A
+child has limited memory and processor time, cannot write files, and may crash as it likes: the
+host then says so. The host ends when stdin does.
 """
 
 import contextlib

@@ -28,8 +28,8 @@ from shared.api.headers import Deidentification, FileFacts, ImageHeader
 EDITION = "2026c"
 PROFILE = "DICOM PS3.15 Basic Application Level Confidentiality Profile"
 
-Action = Callable[[Dataset, tuple[int, ...]], None]
-Actions = dict[tuple[int, ...], Action]
+Action = Callable[[Dataset, tuple[int, int]], None]
+Actions = dict[tuple[int, int], Action]
 
 _MAX_ELEMENTS = 20_000
 _DROPPED_VRS = ("SQ", "OB", "OW", "OF", "OD", "OL", "OV", "UN")
@@ -37,7 +37,7 @@ _DROPPED_VRS = ("SQ", "OB", "OW", "OF", "OD", "OL", "OV", "UN")
 
 @cache
 def profile_actions() -> Actions:
-    """What the profile does to which attribute: (group, element) or, of a range, with masks."""
+    """What the profile does to which attribute: (group, element), of ranges with masks."""
     return cast(Actions, initialize_actions(f"dicomfields_{EDITION}"))
 
 
@@ -80,7 +80,7 @@ def deidentified(dataset: Dataset) -> Dataset:
 def _or_deleted(action: Action) -> Action:
     """The library does not know every VR with every action; no value survives that."""
 
-    def act(dataset: Dataset, tag: tuple[int, ...]) -> None:
+    def act(dataset: Dataset, tag: tuple[int, int]) -> None:
         try:
             action(dataset, tag)
         except Exception:  # noqa: BLE001 - deleting is the strictest action
