@@ -1,11 +1,10 @@
 """Settings of the clinic: where its neighbours are, what it keeps, how much it accepts."""
 
-from pathlib import Path
 from typing import Self
 
 from pydantic import Field, model_validator
 
-from services.clinic.address import DatabaseAddress
+from services.clinic.address import Database, DatabaseAddress
 from shared.api.clinic import MAX_TRAJECTORIES
 from shared.clients.replicas import ServiceUrls
 from shared.service.settings import ServiceSettings, settings_config
@@ -28,9 +27,10 @@ class ClinicSettings(ServiceSettings):
     """Base URLs of the CCA scorer's replicas."""
     blob_url: str = ".medvr/blobs"
     """Root of the blob store that zoom writes to: a folder or an fsspec URL."""
-    database: Path = Path(".medvr/clinic.sqlite")
-    """SQLite file of the cases; made if absent, readable by its owner only. One clinic per file."""
-    pseudonym_database: DatabaseAddress | None = None
+    database: Database = DatabaseAddress(".medvr/clinic.sqlite")
+    """Where cases are kept, of one clinic: an SQLite file, made if absent and readable by its owner
+    only, or `postgresql+psycopg://user@host/name`. A password is better given as a variable."""
+    pseudonym_database: Database | None = None
     """Whom the pseudonyms of the cases stand for, apart from the cases so that access to it can be:
     as `database`, and never the same one. If not given, a file beside that of the cases, named
     `<its name>-pseudonyms.sqlite`."""
@@ -72,7 +72,7 @@ class ClinicSettings(ServiceSettings):
         """Where the pseudonyms are kept. Raises `ValueError` if that is not known."""
         if self.pseudonym_database is not None:
             return self.pseudonym_database
-        path = DatabaseAddress.of(self.database).path
+        path = self.database.path
         if path is None:
             raise ValueError(
                 "pseudonym_database must be given where database is a URL; it must be another one"

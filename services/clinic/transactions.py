@@ -22,7 +22,7 @@ from shared.errors import BoundaryError
 T = TypeVar("T")
 Insert = sqlite.Insert | postgresql.Insert
 
-PAUSES_S = (0.05, 0.2, 0.5, 1.0, 2.0, 4.0)
+PAUSES_S = (0.05, 0.2, 0.5, 1.0, 2.0)
 """Between the tries of a transaction."""
 
 
