@@ -59,6 +59,7 @@ class ScriptedPolicy:
     blobs: BlobStore
     plans: list[list[Say]] = field(default_factory=list)
     version: int = 7
+    weights_sha256: str | None = "a" * 64
     fail_with: int | None = None
     url: str = ""
     requests: list[GenerateRequest] = field(default_factory=list)
@@ -84,6 +85,7 @@ class ScriptedPolicy:
             model="scripted",
             run="rehearsal",
             version=self.version,
+            weights_sha256=self.weights_sha256,
             channel=None,
             entropy_mode="exact",
             tools=["zoom_in"],
