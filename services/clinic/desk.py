@@ -18,9 +18,10 @@ from functools import partial
 from http import HTTPStatus
 from typing import Literal, cast
 
-from services.clinic.casework import Neighbours, Stopwatch, answer_case
+from services.clinic.casework import Standing, Stopwatch, answer_case
 from services.clinic.following import Bells
 from services.clinic.metrics import ClinicMetrics
+from services.clinic.rounds import Neighbours
 from services.clinic.settings import ClinicSettings
 from services.clinic.store import CaseStore, Repeatable, UnfinishedCase, UnknownCase
 from services.clinic.submission import Submission
@@ -66,6 +67,7 @@ class CaseDesk:
         settings: ClinicSettings,
         store: CaseStore,
         neighbours: Neighbours,
+        standing: Standing,
         metrics: ClinicMetrics,
         bells: Bells,
         *,
@@ -75,6 +77,7 @@ class CaseDesk:
         self._settings = settings
         self._store = store
         self._neighbours = neighbours
+        self._standing = standing
         self._metrics = metrics
         self._bells = bells
         self._now = now
@@ -177,6 +180,8 @@ class CaseDesk:
                 source_format=ingested.source_format,
                 window_center=ingested.window_center,
                 window_width=ingested.window_width,
+                preprocessing_version=ingested.preprocessing_version,
+                rendering=ingested.rendering,
             ),
             settings=submission.settings,
             timings=watch.timings,
@@ -258,7 +263,7 @@ class CaseDesk:
         pause_s = _FIRST_PAUSE_S
         while True:
             try:
-                return await answer_case(self._neighbours, case, watch, tell)
+                return await answer_case(self._neighbours, self._standing, case, watch, tell)
             except BoundaryError as error:
                 if not error.is_transient or time.monotonic() + pause_s > give_up_at:
                     raise

@@ -28,6 +28,14 @@ class ClinicSettings(ServiceSettings):
     """Root of the blob store that zoom writes to: a folder or an fsspec URL."""
     database: Path = Path(".medvr/clinic.sqlite")
     """SQLite file of the cases; made if absent, readable by its owner only. One clinic per file."""
+    calibration: Path | None = None
+    """Calibration made by `medvr clinic calibrate`; unset means that no answer has a confidence."""
+    abstain_below: float = Field(default=0.5, ge=0.0, le=1.0)
+    """An answer whose confidence is below this is withheld; 0 withholds none."""
+    withhold_unsupported: bool = True
+    """Withhold an answer that survives the loss of its evidence (`verify=true`)."""
+    revision: str = ""
+    """Revision of the code, for provenance; set it where an image is built."""
     default_k: int = Field(default=5, ge=1, le=MAX_TRAJECTORIES)
     """Trajectories per case where the request does not say."""
     max_upload_bytes: int = Field(default=64 * 1024 * 1024, ge=1024)

@@ -6,7 +6,7 @@ image its slope is zero). It is worked out from coarse to fine: each scale start
 one and is relaxed by a fixed number of sweeps, so that the time goes with the area and the same
 request always gives the same bytes. Pixels outside the region are never changed.
 
-Legend: H rows, W columns, C colours.
+Legend: h rows, w columns, c colours.
 """
 
 from collections.abc import Sequence
@@ -40,20 +40,20 @@ def blank(
             f"rectangles: they span {window.width_px}x{window.height_px} px; regions that span "
             f"at most {max_blank_pixels} pixels are blanked"
         )
-    is_blank_HW = np.zeros((window.height_px, window.width_px), dtype=np.bool_)
+    is_blank_hw = np.zeros((window.height_px, window.width_px), dtype=np.bool_)
     for box in boxes:
         rows = slice(box.y1 - window.y1, box.y2 - window.y1)
-        is_blank_HW[rows, box.x1 - window.x1 : box.x2 - window.x1] = True
-    if is_blank_HW.all():
+        is_blank_hw[rows, box.x1 - window.x1 : box.x2 - window.x1] = True
+    if is_blank_hw.all():
         raise _invalid("rectangles: they cover the whole image, so there is no border to fill from")
     filled = original.copy()
     levels = np.asarray(original.crop(window.as_tuple()))
-    filled.paste(Image.fromarray(fill_levels(levels, is_blank_HW)), (window.x1, window.y1))
+    filled.paste(Image.fromarray(fill_levels(levels, is_blank_hw)), (window.x1, window.y1))
     return BlankResponse(
         image=blobs.put(encode_png(filled)),
         width_px=original.width,
         height_px=original.height,
-        blanked_px=int(is_blank_HW.sum()),
+        blanked_px=int(is_blank_hw.sum()),
     )
 
 
@@ -81,43 +81,44 @@ def _window(boxes: Sequence[Box], original: Image.Image) -> Box:
     )
 
 
-def fill_levels(levels: npt.NDArray[np.uint8], is_blank_HW: Mask) -> npt.NDArray[np.uint8]:
-    """8-bit levels, HW or HWC, with the blank ones filled; at least one must not be blank."""
+def fill_levels(levels: npt.NDArray[np.uint8], is_blank_hw: Mask) -> npt.NDArray[np.uint8]:
+    """8-bit levels, hw or hwc, with the blank ones filled; at least one must not be blank."""
     filled = levels.copy()
     for channel in np.moveaxis(filled[..., None] if filled.ndim == 2 else filled, -1, 0):
-        greys = harmonic_fill(channel.astype(np.float32), ~is_blank_HW)
-        channel[is_blank_HW] = np.rint(greys[is_blank_HW])
+        greys = harmonic_fill(channel.astype(np.float32), ~is_blank_hw)
+        channel[is_blank_hw] = np.rint(greys[is_blank_hw])
     return filled
 
 
-def harmonic_fill(greys_HW: Greys, is_known_HW: Mask) -> Greys:
+def harmonic_fill(greys_hw: Greys, is_known_hw: Mask) -> Greys:
     """The greys, the unknown ones filled in; at least one must be known."""
-    if is_known_HW.all():
-        return greys_HW
-    coarse_HW, is_coarse_known_HW = _halved(greys_HW, is_known_HW)
-    coarse_HW = harmonic_fill(coarse_HW, is_coarse_known_HW)
-    height, width = greys_HW.shape
-    finer = Image.fromarray(coarse_HW).resize(
-        (2 * coarse_HW.shape[1], 2 * coarse_HW.shape[0]), Image.Resampling.BILINEAR
+    if is_known_hw.all():
+        return greys_hw
+    coarse_hw, is_coarse_known_hw = _halved(greys_hw, is_known_hw)
+    coarse_hw = harmonic_fill(coarse_hw, is_coarse_known_hw)
+    height, width = greys_hw.shape
+    finer = Image.fromarray(coarse_hw).resize(
+        (2 * coarse_hw.shape[1], 2 * coarse_hw.shape[0]), Image.Resampling.BILINEAR
     )
-    filled_HW = np.where(is_known_HW, greys_HW, np.asarray(finer)[:height, :width])
+    filled_hw = np.where(is_known_hw, greys_hw, np.asarray(finer)[:height, :width])
     for _ in range(_SWEEPS):
-        around = np.pad(filled_HW, 1, mode="edge")
+        around = np.pad(filled_hw, 1, mode="edge")
         means = around[:-2, 1:-1] + around[2:, 1:-1] + around[1:-1, :-2] + around[1:-1, 2:]
-        np.multiply(means, 0.25, out=filled_HW, where=~is_known_HW)
-    return filled_HW
+        np.multiply(means, 0.25, out=filled_hw, where=~is_known_hw)
+    return filled_hw
 
 
-def _halved(greys_HW: Greys, is_known_HW: Mask) -> tuple[Greys, Mask]:
+def _halved(greys_hw: Greys, is_known_hw: Mask) -> tuple[Greys, Mask]:
     """Means of the known greys of each 2 × 2; known where at least one was."""
-    height, width = greys_HW.shape
+    height, width = greys_hw.shape
     padding = ((0, height % 2), (0, width % 2))
-    weights = np.pad(is_known_HW.astype(np.float32), padding)
-    sums = _sums_of_four(np.pad(greys_HW, padding) * weights)
+    weights = np.pad(is_known_hw.astype(np.float32), padding)
+    sums = _sums_of_four(np.pad(greys_hw, padding) * weights)
     counts = _sums_of_four(weights)
-    return sums / np.maximum(counts, 1.0), counts > 0
+    means_hw = np.divide(sums, np.maximum(counts, 1.0), dtype=np.float32)
+    return means_hw, counts > 0
 
 
-def _sums_of_four(cells_HW: Greys) -> Greys:
-    rows = cells_HW[0::2] + cells_HW[1::2]
-    return rows[:, 0::2] + rows[:, 1::2]
+def _sums_of_four(cells_hw: Greys) -> Greys:
+    rows = np.add(cells_hw[0::2], cells_hw[1::2], dtype=np.float32)
+    return np.add(rows[:, 0::2], rows[:, 1::2], dtype=np.float32)
