@@ -152,9 +152,11 @@ def judge(case: Case, loaded: LoadedCalibration | None) -> Case:
     )
     if features is None:
         reason = UnknownConfidence.NOT_ANSWERED
-    is_known = reason is None and calibration is not None and features is not None
+    confidence = None
+    if reason is None and calibration is not None and features is not None:
+        confidence = confidence_of(calibration, features)
     judgement = {
-        "confidence": confidence_of(calibration, features) if is_known else None,
+        "confidence": confidence,
         "confidence_unknown": reason,
         "calibration": None if loaded is None else loaded.name,
     }

@@ -79,9 +79,9 @@ class Calibration(WireModel):
     """w, in the order of `Features`."""
     bias: float
     """b."""
-    scores: list[float] = Field(min_length=2)
+    scores: list[float] = Field(min_length=1)
     """Knots of the isotonic curve: s, ascending."""
-    probabilities: list[float] = Field(min_length=2)
+    probabilities: list[float] = Field(min_length=1)
     """And the probability at each, never falling; straight lines between, flat beyond."""
     held_out: HeldOut
 
