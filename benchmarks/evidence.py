@@ -183,7 +183,9 @@ def outcome_of(args: argparse.Namespace) -> Outcome:
             "accuracy_of_answered": share([a.is_right for a in asked if a.case.answer]),
             "answered": share([a.case.answer is not None for a in asked]),
             "held_out": held.model_dump(),
-            "weights": dict(zip(("agreement", "token_probability", "iou"), calibration.weights)),
+            "weights": dict(
+                zip(("agreement", "token_probability", "iou"), calibration.weights, strict=True)
+            ),
             "risk_at_coverage": {
                 name: {str(c): at_coverage(curve, c) for c in COVERAGES}
                 for name, curve in risks.items()
