@@ -62,6 +62,8 @@ class ScriptedPolicy:
     plans: list[list[Say]] = field(default_factory=list)
     version: int = 7
     weights_sha256: str | None = "a" * 64
+    sampling_version: int = 7
+    """Of the tokens; another than `version` after a swap."""
     fail_with: int | None = None
     url: str = ""
     requests: list[GenerateRequest] = field(default_factory=list)
@@ -76,7 +78,7 @@ class ScriptedPolicy:
     def rehearse(self, *plans: list[Say]) -> None:
         """The next cases' trajectories follow these plans, in turn."""
         self.plans, self.requests, self.fail_with = list(plans), [], None
-        self.weights_sha256 = "a" * 64
+        self.weights_sha256, self.sampling_version = "a" * 64, self.version
         self._begun = self.num_entered = 0
         self.hold_after = None
         self.release.set()
@@ -126,7 +128,9 @@ class ScriptedPolicy:
             entropies_nats=[say.words_nats, *_entropies(say)],
             finish="stop",
             stop=re.findall("</tool_call>|</answer>", say.text)[-1],
-            version_spans=[WireVersionSpan(version=self.version, num_tokens=len(token_ids))],
+            version_spans=[
+                WireVersionSpan(version=self.sampling_version, num_tokens=len(token_ids))
+            ],
             num_cached_tokens=0,
         )
 
