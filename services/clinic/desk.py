@@ -22,11 +22,12 @@ from http import HTTPStatus
 from typing import Literal, TypeVar, cast
 
 from services.clinic.admission import Admitted, admit, case_image
-from services.clinic.casework import Neighbours, Stopwatch, answer_case
+from services.clinic.casework import Standing, Stopwatch, answer_case
 from services.clinic.diary import Diary
 from services.clinic.following import Bells
 from services.clinic.metrics import ClinicMetrics
 from services.clinic.pseudonyms import Pseudonyms
+from services.clinic.rounds import Neighbours
 from services.clinic.settings import ClinicSettings
 from services.clinic.store import CaseStore, Repeatable, UnfinishedCase, UnknownCase
 from services.clinic.submission import Submission
@@ -75,6 +76,7 @@ class CaseDesk:
         store: CaseStore,
         pseudonyms: Pseudonyms,
         neighbours: Neighbours,
+        standing: Standing,
         metrics: ClinicMetrics,
         bells: Bells,
         *,
@@ -85,6 +87,7 @@ class CaseDesk:
         self._store = store
         self.pseudonyms = pseudonyms
         self._neighbours = neighbours
+        self._standing = standing
         self._metrics = metrics
         self._bells = bells
         self._now = now
@@ -269,7 +272,7 @@ class CaseDesk:
         pause_s = _FIRST_PAUSE_S
         while True:
             try:
-                return await answer_case(self._neighbours, case, watch, tell)
+                return await answer_case(self._neighbours, self._standing, case, watch, tell)
             except BoundaryError as error:
                 if not error.is_transient or time.monotonic() + pause_s > give_up_at:
                     raise

@@ -149,6 +149,7 @@ def check_submission(
     k: int | None,
     seed: int | None,
     rendering: RenderingRequest,
+    verify: bool = False,
 ) -> Submission:
     """The form as a `Submission`. Raises `ApiProblem`. Without a seed one is drawn."""
     num_trajectories = settings.default_k if k is None else k
@@ -168,6 +169,9 @@ def check_submission(
             seed=secrets.randbelow(2**32) if seed is None else seed,
             temperature=0.0 if num_trajectories == 1 else 1.0,
             max_turn_tokens=settings.max_turn_tokens,
+            verify=verify,
+            abstain_below=0.0 if settings.calibration is None else settings.abstain_below,
+            withhold_unsupported=verify and settings.withhold_unsupported,
         ),
         rendering=rendering,
     )
