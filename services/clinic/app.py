@@ -16,11 +16,15 @@ from fastapi.staticfiles import StaticFiles
 from prometheus_client import CollectorRegistry
 
 from services.clinic.asking import acting
-from services.clinic.casework import Neighbours
+from services.clinic.casework import Standing
+from services.clinic.confidence import load_calibration
 from services.clinic.desk import CaseDesk, utc_now
 from services.clinic.following import Bells
 from services.clinic.idempotency import Repetitions
 from services.clinic.metrics import ClinicMetrics
+from services.clinic.provenance import code_version
+from services.clinic.pseudonyms import Pseudonyms
+from services.clinic.rounds import Neighbours
 from services.clinic.routes import router
 from services.clinic.settings import ClinicSettings
 from services.clinic.state import ClinicState, attach
@@ -53,12 +57,19 @@ def _add_viewer(app: FastAPI) -> None:
 
 
 def create_app(settings: ClinicSettings, http: httpx.AsyncClient | None = None) -> FastAPI:
-    """A fresh clinic; `http` is how it reaches policy, zoom and cca (its own client by default)."""
+    """A fresh clinic; `http` is how it reaches policy, zoom and cca (its own client by default).
+
+    Raises `CalibrationError` if the settings name a calibration that cannot be used.
+    """
     registry = CollectorRegistry()
     metrics = ClinicMetrics(registry)
     timeout = httpx.Timeout(settings.case_timeout_s, connect=5.0)
     client = http or open_client(timeout)
     blobs = BlobStore(settings.blob_url)
+    path = settings.calibration
+    standing = Standing(
+        None if path is None else load_calibration(path), code_version(settings.revision)
+    )
     neighbours = Neighbours(
         policy=PolicyClient(settings.policy_url, client),
         zoom=ZoomClient(settings.zoom_url, client),
@@ -70,7 +81,8 @@ def create_app(settings: ClinicSettings, http: httpx.AsyncClient | None = None) 
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
         store = CaseStore(settings.database)
         bells = Bells(metrics)
-        desk = CaseDesk(settings, store, neighbours, metrics, bells)
+        pseudonyms = Pseudonyms(settings.pseudonyms)
+        desk = CaseDesk(settings, store, pseudonyms, neighbours, standing, metrics, bells)
         state = ClinicState(
             settings=settings,
             store=store,
@@ -87,11 +99,15 @@ def create_app(settings: ClinicSettings, http: httpx.AsyncClient | None = None) 
         finally:
             await desk.stop()
             store.close()
+            pseudonyms.close()
             if http is None:
                 await client.aclose()
 
     async def database_answers() -> None:
         await asyncio.to_thread(app.state.clinic.store.ping)
+
+    async def pseudonyms_answer() -> None:
+        await asyncio.to_thread(app.state.clinic.desk.pseudonyms.ping)
 
     app = create_service_app(
         "clinic",
@@ -100,6 +116,7 @@ def create_app(settings: ClinicSettings, http: httpx.AsyncClient | None = None) 
         lifespan=lifespan,
         ready_checks={
             "database": database_answers,
+            "pseudonyms": pseudonyms_answer,
             "policy": some_replica_answers(settings.policy_url, "/medvr/v1/policy", client),
             "zoom": some_replica_answers(settings.zoom_url, "/health", client),
             "cca": some_replica_answers(settings.cca_url, "/health", client),

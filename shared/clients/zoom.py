@@ -12,6 +12,8 @@ from urllib.parse import urlencode
 import httpx
 
 from shared.api.zoom import (
+    BlankRequest,
+    BlankResponse,
     CropRequest,
     CropResponse,
     ImageFacts,
@@ -47,10 +49,16 @@ class ZoomClient:
         data: bytes,
         media_type: str | None = None,
         rendering: RenderingRequest | None = None,
+        *,
+        identity: bool = False,
     ) -> IngestResponse:
-        """Store a picture of a PNG, JPEG, WebP, TIFF, DICOM or NIfTI file, told by content."""
+        """Store a picture of a PNG, JPEG, WebP, TIFF, DICOM or NIfTI file, told by content.
+
+        Only with `identity` the answer says whom a DICOM file shows.
+        """
         headers = {"content-type": media_type or "application/octet-stream"}
         asked = rendering.model_dump(exclude_none=True) if rendering else {}
+        asked |= {"identity": "true"} if identity else {}
         path = f"/v1/images?{urlencode(asked)}" if asked else "/v1/images"
         response = await self._http.send("POST", path, content=data, headers=headers)
         return self._http.decode(response, IngestResponse)
@@ -74,6 +82,13 @@ class ZoomClient:
                 raise BadBox(BadBoxReason(problem.reason), problem.detail)
             raise self._http.error_of(response)
         return self._http.decode(response, CropResponse)
+
+    async def blank(self, request: BlankRequest) -> BlankResponse:
+        """Store an original without a region, filled from its border."""
+        response = await self._http.of(request.image).send(
+            "POST", "/v1/blanks", content=encode(request), headers=_JSON
+        )
+        return self._http.decode(response, BlankResponse)
 
     async def crop_bytes(self, crop: str) -> bytes:
         """The PNG of a crop."""

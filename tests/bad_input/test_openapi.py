@@ -116,7 +116,7 @@ def with_picture(form: dict[str, Any]) -> None:
     Other fields than the form's own, which the document allows and the clinic does not, go.
     """
     if isinstance(form.get("image"), str) and form.get("question"):
-        for name in set(form) - {"image", "question", "choices", "k", "seed"}:
+        for name in set(form) - {"image", "question", "choices", "k", "seed", "verify"}:
             del form[name]
         form["image"] = PICTURE
         if type(form.get("k")) is int:
@@ -131,8 +131,9 @@ def test_zoom_answers_as_its_document_says(tmp_path: Path, free_port: Callable[[
     with clean("zoom", free_port(), tmp_path, "--blob-url", str(tmp_path / "blobs")) as server:
         answer = httpx.post(f"{server.url}/v1/images", content=PICTURE, trust_env=False)
         num_sent = exercise(f"{server.url}/openapi.json", known_image(answer.json()["image"]))
-    assert len(num_sent) == 7
+    assert len(num_sent) == 8
     assert num_sent["POST /v1/crops"] >= 25
+    assert num_sent["POST /v1/blanks"] >= 25
 
 
 def test_the_scorer_answers_as_its_document_says(
@@ -176,5 +177,5 @@ def test_the_clinic_answers_as_its_document_says(
             num_sent = exercise(f"{server.url}/openapi.json", with_picture)
             cases = httpx.get(f"{server.url}/v1/cases", trust_env=False).json()["cases"]
     assert num_sent["POST /v1/cases"] >= 25
-    assert len(num_sent) == 11
+    assert len(num_sent) == 12
     assert cases, "some forms were asked"
