@@ -36,8 +36,8 @@ from benchmarks.pairs import Spread, measure_pairs
 from benchmarks.policy_wire import PolicyWire, covered_s, policy_wire
 from benchmarks.problems import SEED
 from benchmarks.services import FOLDER, TRAINED, benchmark_stack, policy_spec
-from services.clinic.casework import trajectory_seed
 from services.clinic.reasoning import wire_box
+from services.clinic.rounds import trajectory_seed
 from services.local.processes import CommandLines
 from services.local.spec import ProcessSpec
 from services.local.stack import Stack
@@ -336,8 +336,8 @@ def run(args: argparse.Namespace) -> Outcome:
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(prog="benchmarks.clinic", description=__doc__)
-    parser.add_argument("--repeats", type=int, default=60, help="cases in turns with the bare loop")
-    parser.add_argument("--cases", type=int, default=256, help="cases under load")
+    parser.add_argument("--repeats", type=int, default=40, help="cases in turns with the bare loop")
+    parser.add_argument("--cases", type=int, default=128, help="cases under load")
     parser.add_argument("--callers", type=int, default=64, help="cases at a time")
     parser.add_argument("--k", type=int, default=5, help="trajectories per case")
     parser.add_argument("--model", type=Path, default=TRAINED, help="checkpoint of the policy")
