@@ -17,6 +17,8 @@ from prometheus_client import CollectorRegistry
 from services.clinic.asking import acting
 from services.clinic.casework import Neighbours
 from services.clinic.desk import CaseDesk, utc_now
+from services.clinic.feedback import reviewing
+from services.clinic.feedback_store import FeedbackStore
 from services.clinic.following import Bells
 from services.clinic.idempotency import Repetitions
 from services.clinic.metrics import ClinicMetrics
@@ -73,6 +75,7 @@ def create_app(settings: ClinicSettings, http: httpx.AsyncClient | None = None) 
         state = ClinicState(
             settings=settings,
             store=store,
+            feedback=FeedbackStore(store),
             blobs=blobs,
             desk=desk,
             bells=bells,
@@ -105,5 +108,6 @@ def create_app(settings: ClinicSettings, http: httpx.AsyncClient | None = None) 
     app.add_middleware(SecurityHeaders)
     app.include_router(acting)
     app.include_router(router)
+    app.include_router(reviewing)
     _add_viewer(app)
     return app

@@ -86,7 +86,8 @@ Key = Annotated[str | None, Depends(_key)]
 WaitS = Annotated[int | None, Depends(_wait_s)]
 
 
-def _sent(answer: Answer) -> Response:
+def sent(answer: Answer) -> Response:
+    """A kept or new answer as it goes out."""
     return Response(
         answer.body, answer.status, headers=answer.headers, media_type="application/json"
     )
@@ -155,7 +156,7 @@ async def create_case(
         fingerprint = fingerprint_of(
             "ask", image_sha256, image.content_type, question, choices, k, seed
         )
-    return _sent(await state.repetitions.once(key, fingerprint, work))
+    return sent(await state.repetitions.once(key, fingerprint, work))
 
 
 @acting.post(
@@ -179,7 +180,7 @@ async def cancel_case(state: State, key: Key, case_id: CaseId) -> Response:
             raise no_such_case(error) from error
         return Answer(status=HTTPStatus.OK, headers={}, body=case.model_dump_json())
 
-    return _sent(await state.repetitions.once(key, fingerprint_of("cancel", case_id), work))
+    return sent(await state.repetitions.once(key, fingerprint_of("cancel", case_id), work))
 
 
 @acting.get(

@@ -10,7 +10,10 @@ from shared.service.settings import ServiceSettings, settings_config
 
 
 class ClinicSettings(ServiceSettings):
-    """Serve the clinic: a case API and its viewer. Research use only. Not a medical device."""
+    """Serve the clinic: a case API and its viewer. Research use only. Not a medical device.
+
+    `medvr clinic export-feedback` instead writes what reviewers said as a problem set.
+    """
 
     model_config = settings_config("clinic")
 

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
-from sqlalchemy import delete, select, update
+from sqlalchemy import Engine, delete, select, update
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.orm import Session
@@ -99,6 +99,11 @@ class CaseStore:
             raise CaseStoreError(f"{path} cannot be opened: {error.strerror}") from error
         except DatabaseError as error:
             raise CaseStoreError(f"{path} is no SQLite database: {error.orig}") from error
+
+    @property
+    def engine(self) -> Engine:
+        """Of the database, for what is kept beside the cases."""
+        return self._engine
 
     def close(self) -> None:
         """Close all connections."""
@@ -230,7 +235,11 @@ class CaseStore:
     def keep(self, request: Repeatable, answer: Answer) -> None:
         """Keep the answer to a request under its key."""
         with Session(self._engine) as session, session.begin():
-            self._keep(session, request, answer=msgspec.json.encode(answer))
+            self.keep_in(session, request, answer)
+
+    def keep_in(self, session: Session, request: Repeatable, answer: Answer) -> None:
+        """Keep the answer to a request in the transaction of what it did."""
+        self._keep(session, request, answer=msgspec.json.encode(answer))
 
     def _keep(self, session: Session, request: Repeatable, **values: str | bytes) -> None:
         row = {

@@ -79,6 +79,18 @@ class KeptRow(Base):
     answer: Mapped[bytes | None]
 
 
+class FeedbackRow(Base):
+    """A version of the feedback on a case."""
+
+    __tablename__ = "feedback"
+    __table_args__ = (UniqueConstraint("case_id", "version"),)
+
+    row: Mapped[int] = mapped_column(primary_key=True)
+    case_id: Mapped[str] = mapped_column(index=True)
+    version: Mapped[int]
+    document: Mapped[str]
+
+
 def _set_pragmas(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
     cursor = connection.cursor()
     for pragma in (
