@@ -21,23 +21,22 @@ from tests.clinic.scripted_policy import ScriptedPolicy, answer, look
 from tests.clinic.test_cases import CHOICES, IN_VIEW, QUESTION, ask
 from tests.clinic.test_feedback import BOX, CORRECTION, say
 
-Export = Callable[..., str]
+Export = Callable[[Path], str]
 
 
 @pytest.fixture
-def export(
-    surroundings: Surroundings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> Export:
+def arguments(surroundings: Surroundings, tmp_path: Path) -> list[str]:
+    """The command, up to the folder it is to write."""
+    flags = ["--database", str(tmp_path / "clinic.sqlite"), "--blob-url", surroundings.blob_url]
+    return ["export-feedback", *flags, "--out"]
+
+
+@pytest.fixture
+def export(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> Export:
     """Runs the command; returns what it printed."""
 
-    def run(out: Path, code: int = 0) -> str:
-        flags = ["--database", str(tmp_path / "clinic.sqlite"), "--blob-url", surroundings.blob_url]
-        try:
-            main(["export-feedback", "--out", str(out), *flags])
-        except SystemExit as end:
-            assert end.code == code
-            return capsys.readouterr().err
-        assert code == 0
+    def run(out: Path) -> str:
+        main([*arguments, str(out)])
         return capsys.readouterr().out
 
     return run
@@ -96,16 +95,22 @@ def test_boxes_are_for_evaluation_and_notes_for_nobody(
 
 
 def test_the_same_feedback_gives_the_same_bytes_and_an_old_set_is_never_changed(
-    clinic: httpx.Client, cases: list[str], export: Export, tmp_path: Path
+    clinic: httpx.Client,
+    cases: list[str],
+    export: Export,
+    arguments: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ):
     export(tmp_path / "set")
     before = {path.name: path.read_bytes() for path in (tmp_path / "set").iterdir()}
 
     assert "(unchanged)" in export(tmp_path / "set")
     say(clinic, cases[0], verdict="disagree", replaces=2)
-    refused = export(tmp_path / "set", code=1)
+    with pytest.raises(SystemExit, match="1"):
+        main([*arguments, str(tmp_path / "set")])
 
-    assert "is there and holds something else" in refused
+    assert "is there and holds something else" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in (tmp_path / "set").iterdir()} == before
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".set")] == []
     assert "2 problems" in export(tmp_path / "next")
