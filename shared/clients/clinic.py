@@ -86,9 +86,10 @@ class ClinicClient:
             )
         )
 
-    def get(self, case_id: str) -> Case:
-        """The case as it stands."""
-        return self._run(calls.read(case_path(case_id), Case, self._retries))
+    def get(self, case_id: str, *, show_withheld: bool = False) -> Case:
+        """The case as it stands, with an answer that it withholds only if that is asked for."""
+        path = calls.shown(case_path(case_id), show_withheld=show_withheld)
+        return self._run(calls.read(path, Case, self._retries))
 
     def wait(self, case_id: str, wait_s: float | None = None) -> Case:
         """The case once it has ended, or as it stands after `wait_s`."""
@@ -109,14 +110,19 @@ class ClinicClient:
                 return
 
     def follow(
-        self, case_id: str, *, after: int = 0, patience_s: float = PATIENCE_S
+        self,
+        case_id: str,
+        *,
+        after: int = 0,
+        show_withheld: bool = False,
+        patience_s: float = PATIENCE_S,
     ) -> Generator[FollowedEvent, None, None]:
         """The events of a case after event `after`, each once, until it is done.
 
         A connection that ends or breaks is opened again. A case that is begun again tells
         `started` again; what it told before is then void.
         """
-        following = Following(case_id, after, patience_s)
+        following = Following(case_id, after, patience_s, show_withheld=show_withheld)
         while not following.is_done:
             failure: Failure | None = None
             try:
@@ -234,9 +240,10 @@ class AsyncClinicClient:
             )
         )
 
-    async def get(self, case_id: str) -> Case:
-        """The case as it stands."""
-        return await self._run(calls.read(case_path(case_id), Case, self._retries))
+    async def get(self, case_id: str, *, show_withheld: bool = False) -> Case:
+        """The case as it stands, with an answer that it withholds only if that is asked for."""
+        path = calls.shown(case_path(case_id), show_withheld=show_withheld)
+        return await self._run(calls.read(path, Case, self._retries))
 
     async def wait(self, case_id: str, wait_s: float | None = None) -> Case:
         """The case once it has ended, or as it stands after `wait_s`."""
@@ -257,10 +264,15 @@ class AsyncClinicClient:
                 return
 
     async def follow(
-        self, case_id: str, *, after: int = 0, patience_s: float = PATIENCE_S
+        self,
+        case_id: str,
+        *,
+        after: int = 0,
+        show_withheld: bool = False,
+        patience_s: float = PATIENCE_S,
     ) -> AsyncGenerator[FollowedEvent, None]:
         """The events of a case after event `after`, each once, until it is done."""
-        following = Following(case_id, after, patience_s)
+        following = Following(case_id, after, patience_s, show_withheld=show_withheld)
         while not following.is_done:
             failure: Failure | None = None
             try:

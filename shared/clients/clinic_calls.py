@@ -97,6 +97,11 @@ def case_path(case_id: str, *parts: str) -> str:
     return "/".join(["/v1/cases", *(quote(part, safe="") for part in (case_id, *parts))])
 
 
+def shown(path: str, *, show_withheld: bool) -> str:
+    """A path of which the clinic leaves out what it withholds, unless asked to show it."""
+    return f"{path}?show=withheld" if show_withheld else path
+
+
 def ask_call(image: bytes, question: str, form: AskForm, *, wait_s: int, key: str) -> Call:
     """The form of a question. Neither the file's name nor its type is sent."""
     fields: dict[str, list[str]] = {"question": [question]}

@@ -13,7 +13,7 @@ from httpx_sse import ServerSentEvent, SSEError
 from pydantic import TypeAdapter, ValidationError
 
 from shared.api.case_events import CaseEvent, DoneEvent
-from shared.clients.clinic_calls import Call, case_path, problem_of, unreachable
+from shared.clients.clinic_calls import Call, case_path, problem_of, shown, unreachable
 from shared.clients.http import Retries, misfit_of
 from shared.errors import ClinicError
 
@@ -39,9 +39,11 @@ class Following:
         case_id: str,
         after: int,
         patience_s: float,
+        *,
+        show_withheld: bool,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._path = case_path(case_id, "events")
+        self._path = shown(case_path(case_id, "events"), show_withheld=show_withheld)
         self._after = after
         self._patience_s = patience_s
         self._clock = clock
