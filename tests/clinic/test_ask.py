@@ -178,13 +178,17 @@ def test_whoever_does_not_wait_is_told_how_to_come_back(
         (["nowhere.png", "?"], "there is no file nowhere.png"),
         (["scan.png", "?", "--window", "wide"], "--window takes CENTER,WIDTH or lung"),
         (["scan.png", "?", "-k", "many"], "invalid int value"),
+        (["scan.png", "?", "--url", "clinic:8080"], "--url must start with http://"),
     ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 @pytest.mark.usefixtures("folder")
-def test_wrong_usage_is_said_before_anybody_is_asked(ask: Ask, arguments: list[str], says: str):
-    code, _, err = ask(*arguments)
-    assert code == 2
-    assert says in err
+def test_wrong_usage_is_said_before_anybody_is_asked(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+):
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert says in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -51,25 +51,7 @@ async def test_a_lost_answer_makes_no_second_case_asynchronously(
     assert num_cases(clinic) == 1
 
 
-def test_a_question_outlives_the_clinic_that_was_asked(
-    process: ClinicProcess,  # noqa: F811
-    policy: ScriptedPolicy,
-):
-    policy.rehearse([answer("it")])
-    policy.release.clear()
-    with ClinicClient(str(process.client.base_url)) as client, ThreadPoolExecutor(1) as thread:
-        asking = thread.submit(client.ask, SCAN, QUESTION, k=1)
-        assert policy.entered.wait(timeout=30)
-        process.end(signal.SIGKILL)
-        process.start()
-        policy.release.set()
-        case = asking.result(timeout=60)
-
-    assert (case.status, case.answer) == (CaseStatus.ANSWERED, "it")
-    assert num_cases(process.client) == 1
-
-
-def test_a_follower_of_a_killed_clinic_is_told_every_event_once(
+def test_a_killed_clinic_answers_who_asked_and_tells_who_follows_every_event_once(
     process: ClinicProcess,  # noqa: F811
     policy: ScriptedPolicy,
 ):
@@ -94,11 +76,13 @@ def test_a_follower_of_a_killed_clinic_is_told_every_event_once(
                 if len(asynchronous) == 7:
                     await asyncio.to_thread(mid_way.wait, 30)
 
-    with ClinicClient(url) as client, ThreadPoolExecutor(2) as threads:
-        case_id = client.ask(SCAN, QUESTION, choices=CHOICES, k=1, wait_s=0).case_id
+    with ClinicClient(url) as client, ThreadPoolExecutor(3) as threads:
+        asking = threads.submit(client.ask, SCAN, QUESTION, choices=CHOICES, k=1)
+        assert policy.entered.wait(timeout=30)
+        [line] = next(client.pages()).cases
         followers = [
-            threads.submit(follow, case_id),
-            threads.submit(lambda: asyncio.run(follow_too(case_id))),
+            threads.submit(follow, line.case_id),
+            threads.submit(lambda: asyncio.run(follow_too(line.case_id))),
         ]
         mid_way.wait(timeout=30)
         process.end(signal.SIGKILL)
@@ -106,8 +90,11 @@ def test_a_follower_of_a_killed_clinic_is_told_every_event_once(
         policy.release.set()
         for follower in followers:
             follower.result(timeout=60)
-        kept = list(client.follow(case_id))
+        case = asking.result(timeout=60)
+        kept = list(client.follow(line.case_id))
 
+    assert (case.case_id, case.status, case.answer) == (line.case_id, CaseStatus.ANSWERED, "A")
+    assert num_cases(process.client) == 1
     assert [told.number for told in kept] == list(range(1, len(kept) + 1))
     assert [told.event.event for told in kept].count("started") == 2
     assert kept[-1].event == DoneEvent(status=CaseStatus.ANSWERED)
