@@ -16,13 +16,16 @@ from fastapi.staticfiles import StaticFiles
 from prometheus_client import CollectorRegistry
 
 from services.clinic.asking import acting
-from services.clinic.casework import Neighbours
+from services.clinic.casework import Standing
+from services.clinic.confidence import load_calibration
 from services.clinic.desk import CaseDesk, utc_now
 from services.clinic.feedback import reviewing
 from services.clinic.feedback_store import FeedbackStore
 from services.clinic.following import Bells
 from services.clinic.idempotency import Repetitions
 from services.clinic.metrics import ClinicMetrics
+from services.clinic.provenance import code_version
+from services.clinic.rounds import Neighbours
 from services.clinic.routes import router
 from services.clinic.settings import ClinicSettings
 from services.clinic.state import ClinicState, attach
@@ -55,12 +58,19 @@ def _add_viewer(app: FastAPI) -> None:
 
 
 def create_app(settings: ClinicSettings, http: httpx.AsyncClient | None = None) -> FastAPI:
-    """A fresh clinic; `http` is how it reaches policy, zoom and cca (its own client by default)."""
+    """A fresh clinic; `http` is how it reaches policy, zoom and cca (its own client by default).
+
+    Raises `CalibrationError` if the settings name a calibration that cannot be used.
+    """
     registry = CollectorRegistry()
     metrics = ClinicMetrics(registry)
     timeout = httpx.Timeout(settings.case_timeout_s, connect=5.0)
     client = http or open_client(timeout)
     blobs = BlobStore(settings.blob_url)
+    path = settings.calibration
+    standing = Standing(
+        None if path is None else load_calibration(path), code_version(settings.revision)
+    )
     neighbours = Neighbours(
         policy=PolicyClient(settings.policy_url, client),
         zoom=ZoomClient(settings.zoom_url, client),
@@ -72,7 +82,7 @@ def create_app(settings: ClinicSettings, http: httpx.AsyncClient | None = None) 
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
         store = CaseStore(settings.database)
         bells = Bells(metrics)
-        desk = CaseDesk(settings, store, neighbours, metrics, bells)
+        desk = CaseDesk(settings, store, neighbours, standing, metrics, bells)
         state = ClinicState(
             settings=settings,
             store=store,

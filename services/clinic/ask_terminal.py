@@ -19,10 +19,13 @@ from shared.api.case_events import (
     TrajectoryEvent,
     TurnEvent,
     UncertaintyEvent,
+    VerificationEvent,
     ZoomEvent,
 )
+from shared.api.case_result import CaseVerification, UnknownConfidence
 from shared.api.clinic import AbstentionReason, Case, CaseEvidence, CaseStatus
 from shared.api.zoom import WireBox
+from shared.trajectory import StopReason
 
 _MOST_CHARS = 160
 _LABEL = 12
@@ -31,6 +34,14 @@ _ABSTENTIONS = {
     AbstentionReason.TIED: "two answers are equally frequent",
     AbstentionReason.UNANSWERED: "no trajectory gave an answer",
     AbstentionReason.UNCOMMITTED: "the most frequent answer commits to none of the choices",
+    AbstentionReason.LOW_CONFIDENCE: "the answer is too unsure and withheld",
+    AbstentionReason.UNSUPPORTED: "the answer survives the loss of its evidence and is withheld",
+}
+_UNKNOWN = {
+    UnknownConfidence.NOT_CALIBRATED: "the clinic is not calibrated",
+    UnknownConfidence.OTHER_WEIGHTS: "the clinic was calibrated with other weights",
+    UnknownConfidence.OTHER_NUM_TRAJECTORIES: "the clinic was calibrated with another K",
+    UnknownConfidence.OTHER_PROMPT: "the clinic was calibrated with another prompt",
 }
 
 
@@ -110,6 +121,8 @@ class Terminal:
             self._line(event.trajectory_id, f"looks at {place(event.box)}{shown}", "yellow")
         elif isinstance(event, TrajectoryEvent):
             self._ended(event)
+        elif isinstance(event, VerificationEvent) and event.state == "asking":
+            self.say(f"  asks again with a region blanked: {event.blanked.value}", "dim")
 
     def _line(self, trajectory_id: str, words: str, style: str = "") -> None:
         number = self._numbers.setdefault(trajectory_id, len(self._numbers) + 1)
@@ -124,7 +137,9 @@ class Terminal:
 
     def _ended(self, event: TrajectoryEvent) -> None:
         self._num_ended += 1
-        if event.answer is None:
+        if event.answer is None and event.stop_reason == StopReason.ANSWERED:
+            self._line(event.trajectory_id, "has answered")  # what may be withheld is not told
+        elif event.answer is None:
             self._line(event.trajectory_id, f"ends without an answer ({event.stop_reason})")
         else:
             self._line(event.trajectory_id, f"answers: {printable(event.answer, _MOST_CHARS)}")
@@ -157,7 +172,7 @@ def _summary(case: Case) -> Generator[tuple[str, str], None, None]:
     """What a case came to, as labelled lines."""
     if case.status is CaseStatus.ABSTAINED:
         why = case.abstention
-        yield "Abstained", "" if why is None else _ABSTENTIONS.get(why, why.value)
+        yield "Abstained", "" if why is None else _ABSTENTIONS[why]
     elif case.status is CaseStatus.FAILED:
         failure = case.failure
         yield "Failed", "" if failure is None else f"{failure.service}: {printable(failure.reason)}"
@@ -165,13 +180,41 @@ def _summary(case: Case) -> Generator[tuple[str, str], None, None]:
         yield "Status", case.status.value
     if case.answer is not None:
         option = "" if case.option_text is None else f": {printable(case.option_text)}"
-        yield "Answer", f"{printable(case.answer)}{option}"
+        label = "Answer" if case.status is CaseStatus.ANSWERED else "Withheld"
+        yield label, f"{printable(case.answer)}{option}"
+    elif case.is_withheld:
+        yield "Withheld", "--show-withheld shows it"
+    yield from _confidence(case)
+    if case.verification is not None:
+        yield "Evidence", _support(case.verification)
     if case.agreement is not None:
         num_trajectories = case.settings.num_trajectories
         num_agreeing = round(case.agreement * num_trajectories)
         yield "Agreement", f"{num_agreeing} of {num_trajectories} trajectories"
     if case.status is CaseStatus.ABSTAINED and case.votes:
         yield "Votes", ", ".join(_vote(case, *vote) for vote in sorted(case.votes.items()))
+
+
+def _confidence(case: Case) -> Generator[tuple[str, str], None, None]:
+    named = case.calibration
+    if case.confidence is not None and named is not None:
+        source = f"calibrated on {printable(named.problem_set)}, {named.num_problems} problems"
+        yield "Confidence", f"{case.confidence:.0%} ({source})"
+    elif case.confidence_unknown is not None and case.confidence_unknown in _UNKNOWN:
+        yield "Confidence", f"not known: {_UNKNOWN[case.confidence_unknown]}"
+
+
+def _support(verification: CaseVerification) -> str:
+    """Whether the evidence shown is why, in words."""
+    if verification.supported is None:
+        reason = verification.evidence_unasked
+        return f"not verified ({reason.value.replace('_', ' ') if reason else 'unknown'})"
+    if not verification.supported:
+        return "the answer is NOT SUPPORTED by the evidence shown: it survives its loss"
+    elsewhere = verification.elsewhere_blanked
+    if elsewhere is not None and elsewhere.changed:
+        return "the answer changes without it, but also without a region elsewhere: fragile"
+    return "the answer changes without it: supported"
 
 
 def _vote(case: Case, answer: str, number: int) -> str:

@@ -21,9 +21,10 @@ from functools import partial
 from http import HTTPStatus
 from typing import Literal, TypeVar, cast
 
-from services.clinic.casework import Neighbours, Stopwatch, answer_case
+from services.clinic.casework import Standing, Stopwatch, answer_case
 from services.clinic.following import Bells
 from services.clinic.metrics import ClinicMetrics
+from services.clinic.rounds import Neighbours
 from services.clinic.settings import ClinicSettings
 from services.clinic.store import CaseStore, Repeatable, UnfinishedCase, UnknownCase
 from services.clinic.submission import Submission
@@ -72,6 +73,7 @@ class CaseDesk:
         settings: ClinicSettings,
         store: CaseStore,
         neighbours: Neighbours,
+        standing: Standing,
         metrics: ClinicMetrics,
         bells: Bells,
         *,
@@ -81,6 +83,7 @@ class CaseDesk:
         self._settings = settings
         self._store = store
         self._neighbours = neighbours
+        self._standing = standing
         self._metrics = metrics
         self._bells = bells
         self._now = now
@@ -183,6 +186,8 @@ class CaseDesk:
                 source_format=ingested.source_format,
                 window_center=ingested.window_center,
                 window_width=ingested.window_width,
+                preprocessing_version=ingested.preprocessing_version,
+                rendering=ingested.rendering,
             ),
             settings=submission.settings,
             timings=watch.timings,
@@ -266,7 +271,7 @@ class CaseDesk:
         pause_s = _FIRST_PAUSE_S
         while True:
             try:
-                return await answer_case(self._neighbours, case, watch, tell)
+                return await answer_case(self._neighbours, self._standing, case, watch, tell)
             except BoundaryError as error:
                 if not error.is_transient or time.monotonic() + pause_s > give_up_at:
                     raise

@@ -5,6 +5,13 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any
 
+from services.clinic.example_result import (
+    EXAMPLE_CALIBRATION,
+    EXAMPLE_PROVENANCE,
+    EXAMPLE_RENDERING,
+    example_verification,
+)
+from services.clinic.showing import shown, summary_of
 from services.clinic.telling import closing_events
 from shared.api.case_events import (
     CaseEvent,
@@ -12,9 +19,12 @@ from shared.api.case_events import (
     TrajectoryEvent,
     TurnEvent,
     UncertaintyEvent,
+    VerificationEvent,
     ZoomEvent,
 )
+from shared.api.case_result import Blanked
 from shared.api.clinic import (
+    AbstentionReason,
     Case,
     CaseAttempt,
     CaseConsensus,
@@ -24,7 +34,6 @@ from shared.api.clinic import (
     CasePolicy,
     CaseSettings,
     CaseStatus,
-    CaseSummary,
     CaseTimings,
     CaseToolCall,
     CaseTurn,
@@ -44,8 +53,10 @@ _FINISHED = datetime(2026, 3, 2, 9, 30, 7, tzinfo=UTC)
 EXAMPLE_EVIDENCE = CaseEvidence(
     index=0,
     turn=0,
+    text_before="<think>Something bright right of the midline; look closer.</think>",
     box=_BOX,
     box_normalised=[0.5, 0.25, 0.6547619047619048, 0.4166666666666667],
+    frame=1,
     crop=_CROP,
     crop_url=f"/v1/cases/{EXAMPLE_ID}/crops/{_CROP}",
     crop_width_px=84,
@@ -55,7 +66,7 @@ EXAMPLE_EVIDENCE = CaseEvidence(
     entropy_increase_nats=1.13,
 )
 
-EXAMPLE_CASE = Case(
+_CASE = Case(
     case_id=EXAMPLE_ID,
     status=CaseStatus.ANSWERED,
     created_at=_CREATED,
@@ -68,10 +79,24 @@ EXAMPLE_CASE = Case(
         width_px=336,
         height_px=336,
         source_format="png",
+        preprocessing_version=EXAMPLE_PROVENANCE.preprocessing_version,
+        rendering=EXAMPLE_RENDERING,
     ),
-    settings=CaseSettings(num_trajectories=3, seed=7, temperature=1.0, max_turn_tokens=512),
+    settings=CaseSettings(
+        num_trajectories=3,
+        seed=7,
+        temperature=1.0,
+        max_turn_tokens=512,
+        verify=True,
+        abstain_below=0.5,
+        withhold_unsupported=True,
+    ),
     answer="B",
     option_text="cross",
+    option_probability=2 / 3,
+    option_probabilities={"A": 0.0, "B": 2 / 3, "C": 1 / 3, "D": 0.0},
+    confidence=0.81,
+    calibration=EXAMPLE_CALIBRATION,
     shown_trajectory_id=f"{EXAMPLE_ID}:1",
     turns=[
         CaseTurn(
@@ -97,6 +122,9 @@ EXAMPLE_CASE = Case(
     evidence=[EXAMPLE_EVIDENCE],
     agreement=2 / 3,
     votes={"B": 2, "C": 1},
+    mean_answer_token_probability=0.94,
+    consensus_iou=1.0,
+    verification=example_verification(EXAMPLE_ID, _BOX),
     consensus=CaseConsensus(
         num_agreeing=2,
         rectangles=[_BOX],
@@ -114,6 +142,9 @@ EXAMPLE_CASE = Case(
             stop_reason="answered",
             num_turns=2,
             boxes=[_BOX],
+            agrees=answer == "B",
+            consensus_iou=1.0,
+            answer_token_probability=0.94,
         )
         for index, (seed, answer) in enumerate([(11, "B"), (12, "B"), (13, "C")])
     ],
@@ -125,13 +156,31 @@ EXAMPLE_CASE = Case(
         view_height_px=168,
         max_turns=5,
     ),
+    provenance=EXAMPLE_PROVENANCE,
     timings=CaseTimings(
-        ingest_s=0.02, view_s=0.05, trajectories_s=6.4, consensus_s=0.01, total_s=6.48
+        ingest_s=0.02,
+        view_s=0.05,
+        trajectories_s=6.4,
+        consensus_s=0.01,
+        evidence_blanked_s=6.2,
+        elsewhere_blanked_s=6.3,
+        total_s=18.98,
     ),
 )
 
+EXAMPLE_CASE = shown(_CASE)
 
-EXAMPLE_RUNNING = Case(
+EXAMPLE_WITHHELD = shown(
+    _CASE.model_copy(
+        update={
+            "status": CaseStatus.ABSTAINED,
+            "abstention": AbstentionReason.LOW_CONFIDENCE,
+            "confidence": 0.31,
+        }
+    )
+)
+
+_RUNNING = Case(
     case_id=EXAMPLE_ID,
     status=CaseStatus.RUNNING,
     created_at=_CREATED,
@@ -142,8 +191,10 @@ EXAMPLE_RUNNING = Case(
     timings=CaseTimings(ingest_s=0.02, total_s=0.02),
 )
 
-EXAMPLE_CANCELLED = EXAMPLE_RUNNING.model_copy(
-    update={"status": CaseStatus.CANCELLED, "finished_at": _FINISHED}
+EXAMPLE_RUNNING = shown(_RUNNING)
+
+EXAMPLE_CANCELLED = shown(
+    _RUNNING.model_copy(update={"status": CaseStatus.CANCELLED, "finished_at": _FINISHED})
 )
 
 _EXAMPLE_EVENTS: list[CaseEvent] = [
@@ -175,6 +226,10 @@ _EXAMPLE_EVENTS: list[CaseEvent] = [
     TrajectoryEvent(
         trajectory_id=f"{EXAMPLE_ID}:1", answer="B", stop_reason="answered", num_turns=2
     ),
+    VerificationEvent(blanked=Blanked.EVIDENCE, state="asking"),
+    VerificationEvent(blanked=Blanked.EVIDENCE, state="asked", changed=True),
+    VerificationEvent(blanked=Blanked.ELSEWHERE, state="asking"),
+    VerificationEvent(blanked=Blanked.ELSEWHERE, state="asked", changed=False),
     *closing_events(EXAMPLE_CASE),
 ]
 
@@ -184,20 +239,6 @@ EXAMPLE_STREAM = {
         for number, told in enumerate(_EXAMPLE_EVENTS, start=1)
     )
 }
-
-
-def summary_of(case: Case) -> CaseSummary:
-    """A case as a line of the list."""
-    return CaseSummary(
-        case_id=case.case_id,
-        url=f"/v1/cases/{case.case_id}",
-        status=case.status,
-        created_at=case.created_at,
-        question=case.question,
-        answer=case.answer,
-        option_text=case.option_text,
-        agreement=case.agreement,
-    )
 
 
 EXAMPLE_PAGE = CasePage(
@@ -323,6 +364,12 @@ def json_example(description: str, example: Any) -> dict[str, Any]:
     """A documented JSON response with its example model."""
     body = example.model_dump(mode="json")
     return {"description": description, "content": {"application/json": {"example": body}}}
+
+
+def json_examples(description: str, **examples: Any) -> dict[str, Any]:
+    """A documented JSON response with several example models, by name."""
+    values = {name: {"value": e.model_dump(mode="json")} for name, e in examples.items()}
+    return {"description": description, "content": {"application/json": {"examples": values}}}
 
 
 def png_example(description: str) -> dict[str, Any]:

@@ -81,8 +81,8 @@ def _check_verdict(case: Case, said: FeedbackRequest) -> None:
         return
     if said.verdict is Verdict.AGREE or (corrects and said.corrected_answer is None):
         raise _refuse(
-            "The case has no answer",
-            f"case {case.case_id} is {case.status.value}: there is no answer that could stand; "
+            "The case gives no answer",
+            f"case {case.case_id} is {case.status.value} and gives no answer that could stand; "
             "accepted: disagree, or corrected with corrected_answer",
         )
 

@@ -48,8 +48,8 @@ FEEDBACK_PROBLEMS = problems(
     ),
     no_answer=(
         HTTPStatus.UNPROCESSABLE_ENTITY,
-        "The case has no answer",
-        f"case {EXAMPLE_ID} is abstained: there is no answer that could stand; accepted: "
+        "The case gives no answer",
+        f"case {EXAMPLE_ID} is abstained and gives no answer that could stand; accepted: "
         "disagree, or corrected with corrected_answer",
     ),
     bad_box=(

@@ -1,5 +1,7 @@
 """Settings of the clinic: where its neighbours are, what it keeps, how much it accepts."""
 
+from pathlib import Path
+
 from pydantic import Field
 
 from services.clinic.address import Database, DatabaseAddress
@@ -31,6 +33,14 @@ class ClinicSettings(ServiceSettings):
     database: Database = DatabaseAddress(".medvr/clinic.sqlite")
     """Where cases are kept, of one clinic: an SQLite file, made if absent and readable by its owner
     only, or `postgresql+psycopg://user@host/name`. A password is better given as a variable."""
+    calibration: Path | None = None
+    """Calibration made by `medvr clinic calibrate`; unset means that no answer has a confidence."""
+    abstain_below: float = Field(default=0.5, ge=0.0, le=1.0)
+    """An answer whose confidence is below this is withheld; 0 withholds none."""
+    withhold_unsupported: bool = True
+    """Withhold an answer that survives the loss of its evidence (`verify=true`)."""
+    revision: str = ""
+    """Revision of the code, for provenance; set it where an image is built."""
     default_k: int = Field(default=5, ge=1, le=MAX_TRAJECTORIES)
     """Trajectories per case where the request does not say."""
     max_upload_bytes: int = Field(default=64 * 1024 * 1024, ge=1024)

@@ -1,10 +1,10 @@
 """What the clinic's routes work with, made in the app's lifespan."""
 
 from http import HTTPStatus
-from typing import Annotated, cast
+from typing import Annotated, Literal, cast
 
 import msgspec
-from fastapi import Depends, FastAPI, Request
+from fastapi import Depends, FastAPI, Query, Request
 from fastapi import Path as PathParameter
 
 from services.clinic.desk import CaseDesk
@@ -20,6 +20,10 @@ from shared.blobs import BlobStore
 from shared.errors import ApiProblem
 
 CaseId = Annotated[str, PathParameter(examples=[EXAMPLE_ID])]
+Show = Annotated[
+    Literal["withheld"] | None,
+    Query(description="`withheld`: with the answer of a case that withholds it. It is counted."),
+]
 
 
 class ClinicState(msgspec.Struct, frozen=True, kw_only=True):

@@ -96,6 +96,7 @@ def check_submission(
     choices: Sequence[str],
     k: int | None,
     seed: int | None,
+    verify: bool = False,
 ) -> Submission:
     """The form as a `Submission`. Raises `ApiProblem`. Without a seed one is drawn."""
     num_trajectories = settings.default_k if k is None else k
@@ -115,5 +116,8 @@ def check_submission(
             seed=secrets.randbelow(2**32) if seed is None else seed,
             temperature=0.0 if num_trajectories == 1 else 1.0,
             max_turn_tokens=settings.max_turn_tokens,
+            verify=verify,
+            abstain_below=0.0 if settings.calibration is None else settings.abstain_below,
+            withhold_unsupported=verify and settings.withhold_unsupported,
         ),
     )

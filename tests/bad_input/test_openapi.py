@@ -131,8 +131,9 @@ def test_zoom_answers_as_its_document_says(tmp_path: Path, free_port: Callable[[
     with clean("zoom", free_port(), tmp_path, "--blob-url", str(tmp_path / "blobs")) as server:
         answer = httpx.post(f"{server.url}/v1/images", content=PICTURE, trust_env=False)
         num_sent = exercise(f"{server.url}/openapi.json", known_image(answer.json()["image"]))
-    assert len(num_sent) == 7
+    assert len(num_sent) == 8
     assert num_sent["POST /v1/crops"] >= 25
+    assert num_sent["POST /v1/blanks"] >= 25
 
 
 def test_the_scorer_answers_as_its_document_says(

@@ -64,6 +64,7 @@ def test_an_answer_is_shown_with_its_evidence(
     assert code == 0
     assert out.splitlines() == [
         "Answer      B: cross",
+        "Confidence  not known: the clinic is not calibrated",
         "Agreement   2 of 3 trajectories",
         "Evidence 1  x 168–220, y 84–140   ΔH +1.25 nats (0.25 before, 1.50 in the box)",
         "Consensus   2.6% of the image",

@@ -126,8 +126,8 @@ def test_a_case_without_an_answer_has_nothing_to_agree_with(
     only_place = say(clinic, case["case_id"], verdict="corrected", corrected_box=BOX)
     corrected = say(clinic, case["case_id"], **CORRECTION)
 
-    assert problem_of(agreed)[:2] == (422, "The case has no answer")
-    assert problem_of(only_place)[:2] == (422, "The case has no answer")
+    assert problem_of(agreed)[:2] == (422, "The case gives no answer")
+    assert problem_of(only_place)[:2] == (422, "The case gives no answer")
     assert corrected.status_code == 201
 
 
