@@ -17,6 +17,7 @@ from services.clinic.ask_picture import SIDE_PX
 from tests.clinic.pictures import picture, png
 from tests.clinic.scripted_policy import ScriptedPolicy, answer, look
 from tests.clinic.test_cases import CHOICES, IN_VIEW, QUESTION, two_against_one
+from tests.clinic.test_confidence import a_calibration, written
 from tests.processes import ROOT, environment
 
 CHOICE_FLAGS = [flag for choice in CHOICES for flag in ("-c", choice)]
@@ -34,9 +35,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 Ask = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture
-def ask(clinic: httpx.Client, capsys: pytest.CaptureFixture[str]) -> Ask:
-    """Runs the command; its exit code and both streams."""
+def asking(clinic: httpx.Client, capsys: pytest.CaptureFixture[str]) -> Ask:
+    """Runs the command against a clinic; its exit code and both streams."""
 
     def run(*arguments: str) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as end:
@@ -46,6 +46,11 @@ def ask(clinic: httpx.Client, capsys: pytest.CaptureFixture[str]) -> Ask:
         return end.value.code, out, err
 
     return run
+
+
+@pytest.fixture
+def ask(clinic: httpx.Client, capsys: pytest.CaptureFixture[str]) -> Ask:
+    return asking(clinic, capsys)
 
 
 def newest(clinic: httpx.Client) -> str:
@@ -116,6 +121,45 @@ def test_abstention_is_no_answer(ask: Ask, policy: ScriptedPolicy):
     assert "Votes       A ring ×1, B cross ×1" in out
     assert "Answer " not in out
     assert "picture of the evidence" in err
+
+
+@pytest.mark.usefixtures("folder")
+def test_an_answer_that_is_withheld_is_shown_only_on_request(
+    start_clinic: Callable[..., httpx.Client],
+    capsys: pytest.CaptureFixture[str],
+    policy: ScriptedPolicy,
+    tmp_path: Path,
+):
+    unsure = a_calibration(probabilities=[0.2, 0.2, 0.2])
+    ask = asking(start_clinic(calibration=written(tmp_path, unsure)), capsys)
+    policy.rehearse([look(IN_VIEW, "a zebrafinch?"), answer("a zebrafinch")])
+
+    code, out, err = ask("scan.png", QUESTION, "-k", "3", "--no-picture")
+    case_id = err.split()[1]
+    shown = ask("--case", case_id, "--show-withheld", "--no-picture")
+
+    assert code == shown[0] == 3
+    assert out.splitlines()[:2] == [
+        "Abstained   the answer is too unsure and withheld",
+        "Withheld    --show-withheld shows it",
+    ]
+    assert "Confidence  20% (calibrated on " in out
+    assert "#1 has answered" in err
+    assert "zebrafinch" not in out + err
+    assert "Withheld    a zebrafinch" in shown[1]
+    assert "#1 answers: a zebrafinch" in shown[2]
+
+
+@pytest.mark.usefixtures("folder")
+def test_evidence_that_is_not_why_is_called_so(ask: Ask, policy: ScriptedPolicy):
+    policy.rehearse([look(IN_VIEW), answer("B")])  # whatever it is shown
+
+    code, out, err = ask("scan.png", QUESTION, *CHOICE_FLAGS, "-k", "1", "--verify")
+
+    assert code == 3
+    assert "the answer survives the loss of its evidence and is withheld" in out
+    assert "the answer is NOT SUPPORTED by the evidence shown: it survives its loss" in out
+    assert "asks again with a region blanked: evidence" in err
 
 
 @pytest.mark.usefixtures("folder")

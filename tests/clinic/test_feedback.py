@@ -1,7 +1,9 @@
 """Feedback on a case: checked against it, versioned, and never passed over in silence."""
 
 import signal
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -9,6 +11,7 @@ import pytest
 
 from tests.clinic.scripted_policy import ScriptedPolicy, answer
 from tests.clinic.test_cases import ask
+from tests.clinic.test_confidence import a_calibration, written
 from tests.clinic.test_problems import problem_of
 from tests.clinic.test_recovery import (
     ClinicProcess,
@@ -129,6 +132,22 @@ def test_a_case_without_an_answer_has_nothing_to_agree_with(
     assert problem_of(agreed)[:2] == (422, "The case gives no answer")
     assert problem_of(only_place)[:2] == (422, "The case gives no answer")
     assert corrected.status_code == 201
+
+
+def test_a_withheld_answer_is_confirmed_by_giving_it(
+    start_clinic: Callable[..., httpx.Client], policy: ScriptedPolicy, tmp_path: Path
+):
+    unsure = a_calibration(probabilities=[0.2, 0.2, 0.2])
+    clinic = start_clinic(calibration=written(tmp_path, unsure))
+    policy.rehearse([answer("B")])
+    case = ask(clinic, k="3").json()
+    assert case["is_withheld"]
+
+    agreed = say(clinic, case["case_id"])
+    given = say(clinic, case["case_id"], verdict="corrected", corrected_answer="cross")
+
+    assert problem_of(agreed)[:2] == (422, "The case gives no answer")
+    assert given.json()["corrected_answer"] == "B"
 
 
 def test_a_running_case_takes_no_feedback(clinic: httpx.Client, policy: ScriptedPolicy):
