@@ -51,6 +51,10 @@ def printable(text: str, most_chars: int | None = None) -> str:
     return line if most_chars is None or len(line) <= most_chars else f"{line[: most_chars - 1]}…"
 
 
+def _trajectories(number: int) -> str:
+    return "1 trajectory" if number == 1 else f"{number} trajectories"
+
+
 def place(box: WireBox) -> str:
     """A box in words."""
     return f"x {box.x1}–{box.x2}, y {box.y1}–{box.y2}"
@@ -110,7 +114,7 @@ class Terminal:
             again = " (begun again)" if self._num_trajectories else ""
             self._num_trajectories, self._num_ended = event.num_trajectories, 0
             self._numbers.clear()
-            self.say(f"{event.num_trajectories} trajectories{again}")
+            self.say(f"{_trajectories(event.num_trajectories)}{again}")
         elif isinstance(event, TurnEvent):
             self._turn(event)
         elif isinstance(event, UncertaintyEvent):
@@ -190,7 +194,7 @@ def _summary(case: Case) -> Generator[tuple[str, str], None, None]:
     if case.agreement is not None:
         num_trajectories = case.settings.num_trajectories
         num_agreeing = round(case.agreement * num_trajectories)
-        yield "Agreement", f"{num_agreeing} of {num_trajectories} trajectories"
+        yield "Agreement", f"{num_agreeing} of {_trajectories(num_trajectories)}"
     if case.status is CaseStatus.ABSTAINED and case.votes:
         yield "Votes", ", ".join(_vote(case, *vote) for vote in sorted(case.votes.items()))
 

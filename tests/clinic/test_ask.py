@@ -263,7 +263,7 @@ def interrupt(process: subprocess.Popen[str], policy: ScriptedPolicy) -> str:
     """Ctrl-C once the course of the case is being shown; the rest of what it says."""
     assert policy.entered.wait(timeout=30)
     assert process.stderr is not None
-    while "trajectories" not in process.stderr.readline():
+    while "trajectory" not in process.stderr.readline():
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
     return process.communicate(timeout=30)[1]
