@@ -47,7 +47,7 @@ class Following:
         self._after = after
         self._patience_s = patience_s
         self._clock = clock
-        self._heard_at = clock()
+        self._failing_since: float | None = None
         self._num_failures = 0
         self._retry_s = 0.0
         self.is_done = False
@@ -69,7 +69,7 @@ class Following:
 
     def read(self, sent: ServerSentEvent) -> FollowedEvent | None:
         """The event that was sent; None for what only says when to come back."""
-        self._heard_at, self._num_failures = self._clock(), 0
+        self._failing_since, self._num_failures = None, 0
         if sent.retry is not None:
             self._retry_s = sent.retry / 1000
         if not sent.data:
@@ -86,14 +86,17 @@ class Following:
     def pause_s(self, failure: Failure | None) -> float:
         """How long to stay away after a stream that ended or failed.
 
-        Raises `ClinicError` if coming back does not help, or nothing was heard for too long.
+        Raises `ClinicError` if coming back does not help, or has not helped for too long.
         """
         if failure is None:
             return self._retry_s
         if isinstance(failure, SSEError):
             raise ClinicError(f"not an event stream ({failure})", is_transient=False) from failure
         error = unreachable(failure) if isinstance(failure, httpx.TransportError) else failure
-        if not error.is_transient or self._clock() - self._heard_at > self._patience_s:
+        now = self._clock()
+        if self._failing_since is None:  # a stream may be silent for as long as it likes
+            self._failing_since = now
+        if not error.is_transient or now - self._failing_since > self._patience_s:
             raise error from (None if error is failure else failure)
         self._num_failures += 1
         return _PAUSES.pause_s(self._num_failures - 1)
