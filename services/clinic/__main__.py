@@ -1,17 +1,38 @@
-"""`medvr clinic [command] [options]`: serve the case API and its viewer, or one of its commands."""
+"""`medvr clinic [serve]`: the case API and its viewer; `medvr clinic <command>`: see COMMANDS."""
 
+import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from services.clinic.settings import ClinicSettings
 
-INTERRUPTED = 130
+COMMANDS: dict[str, str] = {
+    "calibrate": "services.clinic.calibrate_main",
+    "export-feedback": "services.clinic.feedback_export",
+    "reidentify": "services.clinic.reidentify",
+}
+"""Name → its module, which has a `main(argv)`."""
 
 
-def _serve(argv: Sequence[str]) -> None:
-    """Serve until a signal. Exits with 1 if the database or the port cannot be used."""
+def main(argv: Sequence[str]) -> None:
+    """Run a command; serve if none is named."""
+    name, rest = (argv[0], argv[1:]) if argv else ("serve", argv)
+    if name in COMMANDS:
+        importlib.import_module(COMMANDS[name]).main(rest)
+    elif name == "serve":
+        serve_clinic(rest)
+    elif name.startswith("-"):
+        serve_clinic(argv)
+    else:
+        sys.stderr.write(f"error: no command {name!r}; there are serve, {', '.join(COMMANDS)}\n")
+        raise SystemExit(2)
+
+
+def serve_clinic(argv: Sequence[str]) -> None:
+    """Serve until a signal. Exits with 1 if a database or the port cannot be used."""
     settings = ClinicSettings.load(argv)
     from services.clinic.app import create_app
+    from services.clinic.pseudonyms import Pseudonyms
     from services.clinic.state import hang_up
     from services.clinic.store import CaseStore
     from shared.service.logs import configure_logs
@@ -21,51 +42,9 @@ def _serve(argv: Sequence[str]) -> None:
     configure_logs("clinic", settings.log_level)
     with plain_errors():
         CaseStore(settings.database).close()
+        Pseudonyms(settings.pseudonyms).close()
         app = create_app(settings)
         serve(app, settings.host, settings.port, on_stop=lambda: hang_up(app))
-
-
-def _calibrate(argv: Sequence[str]) -> None:
-    """Fit the confidence on a problem set. Exits with 1 if that cannot be finished."""
-    from services.clinic.calibrate_settings import CalibrateSettings
-
-    settings = CalibrateSettings.load(argv)
-    from services.clinic.calibrate import run
-    from shared.service.logs import configure_logs
-    from shared.service.process import plain_errors
-
-    configure_logs("calibrate", settings.log_level)
-    try:
-        with plain_errors():
-            run(settings)
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; the same command continues\n")
-        raise SystemExit(INTERRUPTED) from None
-
-
-def _export_feedback(argv: Sequence[str]) -> None:
-    """Write what reviewers said as a problem set. Exits with 1 if that cannot be done."""
-    from services.clinic.feedback_export import main
-
-    main(argv)
-
-
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
-    "calibrate": _calibrate,
-    "export-feedback": _export_feedback,
-}
-"""Beside serving, which is what happens without a command; each has its own `--help`."""
-
-
-def main(argv: Sequence[str]) -> None:
-    """Dispatch to a command, or serve."""
-    if argv and argv[0] in COMMANDS:
-        COMMANDS[argv[0]](argv[1:])
-    elif argv and not argv[0].startswith("-"):
-        sys.stderr.write(f"error: no command {argv[0]!r}; there is {', '.join(COMMANDS)}\n")
-        raise SystemExit(2)
-    else:
-        _serve(argv)
 
 
 if __name__ == "__main__":

@@ -26,14 +26,16 @@ from services.clinic.preference import wait_preference_s
 from services.clinic.showing import as_stored, hides_words, shown, shown_event
 from services.clinic.state import CaseId, Show, State, found_case, no_such_case
 from services.clinic.store import Answer, Repeatable, UnknownCase
-from services.clinic.submission import check_submission
+from services.clinic.submission import asked_rendering, check_submission
 from shared.api.clinic import MAX_TRAJECTORIES, Case, CaseStatus
+from shared.api.zoom import RenderingRequest
 from shared.errors import ApiProblem
 
 acting = APIRouter(prefix="/v1", tags=["cases"])
 
 _REPEATED = "choices"
-_FIELDS = ("image", "question", _REPEATED, "k", "seed", "verify")
+_RENDERING = ("frame", "axis", "index", "window", "window_center", "window_width")
+_FIELDS = ("image", "question", _REPEATED, "k", "seed", "verify", *_RENDERING)
 
 
 async def _only_known_fields(request: Request) -> None:
@@ -117,8 +119,14 @@ async def create_case(
     state: State,
     key: Key,
     wait_s: WaitS,
+    rendering: Annotated[RenderingRequest, Depends(asked_rendering)],
     image: Annotated[
-        UploadFile, File(description="PNG, JPEG, WebP, TIFF or single-frame DICOM file.")
+        UploadFile,
+        File(
+            description="PNG, JPEG, WebP, TIFF, DICOM or NIfTI file, told by content. Its name is "
+            "not read. Of a DICOM header nothing is kept that names a person; what it names is "
+            "taken out of the question."
+        ),
     ],
     question: Annotated[str, Form(examples=["What kind of lesion is shown?"])],
     choices: Annotated[
@@ -150,6 +158,7 @@ async def create_case(
         k=k,
         seed=seed,
         verify=verify,
+        rendering=rendering,
     )
 
     async def work(request: Repeatable | None) -> Answer:
@@ -165,6 +174,7 @@ async def create_case(
         image_sha256 = (await asyncio.to_thread(sha256, submission.image)).hexdigest()
         fingerprint = fingerprint_of(
             *("ask", image_sha256, image.content_type, question, choices, k, seed),
+            rendering.model_dump(),
             *(["verify"] if verify else []),
         )
     return sent(await state.repetitions.once(key, fingerprint, work))

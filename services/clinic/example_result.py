@@ -9,7 +9,7 @@ from shared.api.case_result import (
     CaseVerification,
     EvidenceRegion,
 )
-from shared.api.zoom import AppliedRendering, WireBox
+from shared.api.zoom import AppliedRendering, AppliedWindow, WireBox
 
 _CALIBRATION = "7d865e959b2466918c9863afca942d0fb89d7c9ac0c99bafc3749504ded97730"
 _PROBLEMS = "bf07a7fbb825fc0aae7bf4a1177b2b31fcf8a3feeaf7092761e18c859ee52a9c"
@@ -19,7 +19,12 @@ _TOOL = "4b227777d4dd1fc61c6f884f48641d02b4d121d3fd328cb08b5531fcacdabf8a"
 _WITHOUT = "ef2d127de37b942baad06145e54b0c619a1f22327b2ebbcfbec78f5564afe39d"
 _CONTROL = "e7f6c011776e8db7cd330b54174fd76f7d0216b612387a5ffcfb81e6f0919683"
 
-EXAMPLE_RENDERING = AppliedRendering(frame=1, num_frames=1, grey_mapping="none", windows=[])
+EXAMPLE_RENDERING = AppliedRendering(
+    frame=3,
+    num_frames=24,
+    grey_mapping="requested_window",
+    windows=[AppliedWindow(center=40, width=80, function="LINEAR", preset="brain")],
+)
 
 EXAMPLE_CALIBRATION = CalibrationName(
     calibration_id=_CALIBRATION,

@@ -34,11 +34,13 @@ from shared.api.clinic import (
     CasePolicy,
     CaseSettings,
     CaseStatus,
+    CaseSubject,
     CaseTimings,
     CaseToolCall,
     CaseTurn,
     ClinicDescription,
 )
+from shared.api.headers import Deidentification, ImageHeader
 from shared.api.zoom import WireBox
 from shared.service.problems import PROBLEM_SCHEMA
 
@@ -56,7 +58,8 @@ EXAMPLE_EVIDENCE = CaseEvidence(
     text_before="<think>Something bright right of the midline; look closer.</think>",
     box=_BOX,
     box_normalised=[0.5, 0.25, 0.6547619047619048, 0.4166666666666667],
-    frame=1,
+    frame=EXAMPLE_RENDERING.frame,
+    windows=EXAMPLE_RENDERING.windows,
     crop=_CROP,
     crop_url=f"/v1/cases/{EXAMPLE_ID}/crops/{_CROP}",
     crop_width_px=84,
@@ -78,10 +81,29 @@ _CASE = Case(
         sha256=_IMAGE,
         width_px=336,
         height_px=336,
-        source_format="png",
-        preprocessing_version=EXAMPLE_PROVENANCE.preprocessing_version,
+        source_format="dicom",
         rendering=EXAMPLE_RENDERING,
+        window_center=40,
+        window_width=80,
+        preprocessing_version=EXAMPLE_PROVENANCE.preprocessing_version,
+        header=ImageHeader(
+            modality="CT",
+            sop_class="Enhanced CT Image Storage",
+            body_part="HEAD",
+            photometric_interpretation="MONOCHROME2",
+            bits_stored=12,
+            pixel_spacing_mm=[0.68, 0.68],
+            slice_thickness_mm=5.0,
+        ),
+        deidentification=Deidentification(
+            profile="DICOM PS3.15 Basic Application Level Confidentiality Profile",
+            edition="2026c",
+            library="dicom-anonymizer 2.1.0",
+            burned_in_text="declared_absent",
+            burned_in_reasons=["BurnedInAnnotation is NO"],
+        ),
     ),
+    subject=CaseSubject(patient="patient-5b1f0a9c2d3e4f60", study="study-90d1c4b7a8e2f314"),
     settings=CaseSettings(
         num_trajectories=3,
         seed=7,
@@ -187,6 +209,7 @@ _RUNNING = Case(
     question=EXAMPLE_CASE.question,
     choices=EXAMPLE_CASE.choices,
     image=EXAMPLE_CASE.image,
+    subject=EXAMPLE_CASE.subject,
     settings=EXAMPLE_CASE.settings,
     timings=CaseTimings(ingest_s=0.02, total_s=0.02),
 )
@@ -250,7 +273,7 @@ EXAMPLE_DESCRIPTION = ClinicDescription(
     max_choice_chars=500,
     max_question_chars=2000,
     max_upload_bytes=64 * 1024 * 1024,
-    accepted_formats=["PNG", "JPEG", "WebP", "TIFF", "DICOM"],
+    accepted_formats=["PNG", "JPEG", "WebP", "TIFF", "DICOM", "NIfTI"],
 )
 
 Responses = dict[int | str, dict[str, Any]]
@@ -287,7 +310,8 @@ SUBMISSION_PROBLEMS = problems(
     bad_image=(
         HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
         "The image cannot be used",
-        "Unsupported image: the file is not a PNG, JPEG, WebP, TIFF or DICOM image",
+        "Unsupported image format: the content is no known image; "
+        "PNG, JPEG, WebP, TIFF, DICOM and NIfTI files are accepted",
     ),
     no_question=(
         HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -298,6 +322,12 @@ SUBMISSION_PROBLEMS = problems(
         HTTPStatus.UNPROCESSABLE_ENTITY,
         "Too many choices",
         "27 choices given; at most 26 are accepted",
+    ),
+    no_frame=(
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        "The image cannot be used",
+        "Image cannot be used: the DICOM file has 24 frames and frame is missing; "
+        "frame=1 to frame=24 is accepted",
     ),
     zoom_down=(
         HTTPStatus.SERVICE_UNAVAILABLE,

@@ -93,7 +93,8 @@ class ClinicMetrics:
         """Count a case that ended."""
         self._cases.labels(case.status.value).inc()
         for name, seconds in case.timings:
-            self._stages.labels(name.removesuffix("_s")).observe(seconds)
+            if seconds > 0:  # a stage that was not reached is no observation
+                self._stages.labels(name.removesuffix("_s")).observe(seconds)
         if case.agreement is not None:
             self._agreement.observe(case.agreement)
         if case.confidence is not None:

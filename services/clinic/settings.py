@@ -1,8 +1,9 @@
 """Settings of the clinic: where its neighbours are, what it keeps, how much it accepts."""
 
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from services.clinic.address import Database, DatabaseAddress
 from shared.api.clinic import MAX_TRAJECTORIES
@@ -13,7 +14,8 @@ from shared.service.settings import ServiceSettings, settings_config
 class ClinicSettings(ServiceSettings):
     """Serve the clinic: a case API and its viewer. Research use only. Not a medical device.
 
-    `medvr clinic export-feedback` instead writes what reviewers said as a problem set.
+    Other commands of `medvr clinic`, each with its own --help: calibrate, export-feedback,
+    reidentify.
     """
 
     model_config = settings_config("clinic")
@@ -33,6 +35,10 @@ class ClinicSettings(ServiceSettings):
     database: Database = DatabaseAddress(".medvr/clinic.sqlite")
     """Where cases are kept, of one clinic: an SQLite file, made if absent and readable by its owner
     only, or `postgresql+psycopg://user@host/name`. A password is better given as a variable."""
+    pseudonym_database: Database | None = None
+    """Whom the pseudonyms of the cases stand for, apart from the cases so that access to it can be:
+    as `database`, and never the same one. If not given, a file beside that of the cases, named
+    `<its name>-pseudonyms.sqlite`."""
     calibration: Path | None = None
     """Calibration made by `medvr clinic calibrate`; unset means that no answer has a confidence."""
     abstain_below: float = Field(default=0.5, ge=0.0, le=1.0)
@@ -67,3 +73,21 @@ class ClinicSettings(ServiceSettings):
     """An event stream ends after so many seconds; its reader goes on with `Last-Event-ID`."""
     max_event_streams: int = Field(default=64, ge=1)
     """Event streams served together; a further one is refused."""
+
+    @model_validator(mode="after")
+    def _pseudonyms_are_kept_apart(self) -> Self:
+        if str(self.pseudonyms) == str(self.database):
+            raise ValueError("pseudonym_database must not be the database of the cases")
+        return self
+
+    @property
+    def pseudonyms(self) -> DatabaseAddress:
+        """Where the pseudonyms are kept. Raises `ValueError` if that is not known."""
+        if self.pseudonym_database is not None:
+            return self.pseudonym_database
+        path = self.database.path
+        if path is None:
+            raise ValueError(
+                "pseudonym_database must be given where database is a URL; it must be another one"
+            )
+        return DatabaseAddress(str(path.with_name(f"{path.stem}-pseudonyms.sqlite")))

@@ -116,7 +116,7 @@ def with_picture(form: dict[str, Any]) -> None:
     Other fields than the form's own, which the document allows and the clinic does not, go.
     """
     if isinstance(form.get("image"), str) and form.get("question"):
-        for name in set(form) - {"image", "question", "choices", "k", "seed"}:
+        for name in set(form) - {"image", "question", "choices", "k", "seed", "verify"}:
             del form[name]
         form["image"] = PICTURE
         if type(form.get("k")) is int:

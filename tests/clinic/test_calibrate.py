@@ -185,7 +185,7 @@ def test_a_policy_that_is_swapped_meanwhile_ends_the_calibration(
         (["calibrate", "--problems", "/nowhere"], 1, "is not a problem set"),
         (["calibrate"], 2, "problems: Field required"),
         (["calibrate", "--problems", "x", "-k", "17"], 2, "less than or equal to 16"),
-        (["colour"], 2, "no command 'colour'; there is calibrate"),
+        (["colour"], 2, "no command 'colour'; there are serve, calibrate"),
     ],
 )
 def test_a_wrong_command_line_ends_with_a_sentence(arguments: list[str], status: int, says: str):

@@ -19,6 +19,7 @@ from services.zoom.app import create_app as create_zoom
 from services.zoom.settings import ZoomSettings
 from shared.geometry import Box, PixelLimits
 from shared.render import encode_png, show_region
+from shared.weights import weights_sha256
 from tests.clinic.browser import opened_viewer
 from tests.clinic.conftest import served
 from tests.clinic.pictures import png
@@ -121,6 +122,24 @@ def test_the_command_shows_what_the_real_policy_did(
     assert [line.split("  ")[1].split(",")[0] for line in listed] == places
     assert "1 trajectory" in err
     assert Image.open(drawn).format == "PNG"
+
+
+def test_the_real_policy_is_asked_again_without_its_evidence(clinic: httpx.Client):
+    case = clinic.get(ask(clinic, verify="true", k="3")["links"]["self"] + "?show=withheld").json()
+    found = case["verification"]
+
+    assert case["status"] in ("answered", "abstained"), case["failure"]
+    assert (found is None) == (case["answer"] is None)
+    if found is not None and found["evidence_blanked"] is not None:
+        without = found["evidence_blanked"]
+        assert found["supported"] == without["changed"] == (without["answer"] != case["answer"])
+        assert sum(without["votes"].values()) <= 3
+        assert case["timings"]["evidence_blanked_s"] > 0
+    digest = weights_sha256(BASE)
+    assert digest is not None
+    assert case["provenance"]["weights_sha256"] == digest
+    sure = [a["answer_token_probability"] for a in case["attempts"] if a["answer"] is not None]
+    assert all(0 < probability <= 1 for probability in sure)
 
 
 def test_the_page_shows_what_the_real_policy_did(clinic: httpx.Client):

@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from services.clinic.address import DatabaseAddress
 from services.clinic.provenance import code_version, prompt_sha256
 from services.clinic.reasoning import answer_tokens, text_before_call
 from services.clinic.showing import shown
@@ -165,7 +166,7 @@ def test_a_clinic_without_a_calibration_says_so(clinic: httpx.Client, policy: Sc
 
 def test_cases_of_a_former_version_are_still_read(tmp_path: Path):
     """As they were stored: without any of the fields that this version adds."""
-    store = CaseStore(tmp_path / "clinic.sqlite")
+    store = CaseStore(DatabaseAddress.of(tmp_path / "clinic.sqlite"))
     answered, running = json.loads(FORMER_CASES.read_text())
     former = [Case.model_validate(answered | {"case_id": "old"}), Case.model_validate(running)]
     for case in former:
