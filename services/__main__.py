@@ -11,6 +11,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "feeder": ("services.rollout.feeder_main", "hands problems to the rollout workers"),
     "trainer": ("services.trainer.__main__", "GRPO: consume, step, checkpoint, publish"),
     "clinic": ("services.clinic.__main__", "clinician-facing API and viewer"),
+    "ask": ("services.clinic.ask", "ask a clinic a question about an image, see its evidence"),
     "problems": ("services.problems.__main__", "render phantoms and scenes into problem sets"),
     "tiny-base": ("services.trainer.tiny.__main__", "supervised pre-training of the tiny policy"),
     "evaluation": ("services.evaluation.__main__", "run the agent over a problem set, score it"),

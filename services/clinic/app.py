@@ -19,6 +19,8 @@ from services.clinic.asking import acting
 from services.clinic.casework import Standing
 from services.clinic.confidence import load_calibration
 from services.clinic.desk import CaseDesk, utc_now
+from services.clinic.feedback import reviewing
+from services.clinic.feedback_store import FeedbackStore
 from services.clinic.following import Bells
 from services.clinic.idempotency import Repetitions
 from services.clinic.metrics import ClinicMetrics
@@ -86,6 +88,7 @@ def create_app(settings: ClinicSettings, http: httpx.AsyncClient | None = None) 
         state = ClinicState(
             settings=settings,
             store=store,
+            feedback=FeedbackStore(store),
             blobs=blobs,
             desk=desk,
             bells=bells,
@@ -127,5 +130,6 @@ def create_app(settings: ClinicSettings, http: httpx.AsyncClient | None = None) 
     app.add_middleware(SecurityHeaders)
     app.include_router(acting)
     app.include_router(router)
+    app.include_router(reviewing)
     _add_viewer(app)
     return app

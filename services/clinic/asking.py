@@ -89,7 +89,8 @@ Key = Annotated[str | None, Depends(_key)]
 WaitS = Annotated[int | None, Depends(_wait_s)]
 
 
-def _sent(answer: Answer) -> Response:
+def sent(answer: Answer) -> Response:
+    """A kept or new answer as it goes out."""
     return Response(
         answer.body, answer.status, headers=answer.headers, media_type="application/json"
     )
@@ -176,7 +177,7 @@ async def create_case(
             rendering.model_dump(),
             *(["verify"] if verify else []),
         )
-    return _sent(await state.repetitions.once(key, fingerprint, work))
+    return sent(await state.repetitions.once(key, fingerprint, work))
 
 
 @acting.post(
@@ -200,7 +201,7 @@ async def cancel_case(state: State, key: Key, case_id: CaseId) -> Response:
             raise no_such_case(error) from error
         return Answer(status=HTTPStatus.OK, headers={}, body=shown(case).model_dump_json())
 
-    return _sent(await state.repetitions.once(key, fingerprint_of("cancel", case_id), work))
+    return sent(await state.repetitions.once(key, fingerprint_of("cancel", case_id), work))
 
 
 @acting.get(

@@ -76,6 +76,12 @@ class ClinicMetrics:
             ["outcome"],
             registry=registry,
         )
+        self.feedback = Counter(
+            "medvr_clinic_feedback",
+            "Feedback given, by verdict and role.",
+            ["verdict", "role"],
+            registry=registry,
+        )
         self.waits = Counter(
             "medvr_clinic_waits",
             "Requests with `Prefer: wait`, by whether the case ended in time.",

@@ -13,7 +13,11 @@ from shared.service.settings import ServiceSettings, settings_config
 
 
 class ClinicSettings(ServiceSettings):
-    """Serve the clinic: a case API and its viewer. Research use only. Not a medical device."""
+    """Serve the clinic: a case API and its viewer. Research use only. Not a medical device.
+
+    Other commands of `medvr clinic`, each with its own --help: calibrate, export-feedback,
+    reidentify.
+    """
 
     model_config = settings_config("clinic")
 

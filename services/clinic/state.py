@@ -9,6 +9,7 @@ from fastapi import Path as PathParameter
 
 from services.clinic.desk import CaseDesk
 from services.clinic.examples import EXAMPLE_ID
+from services.clinic.feedback_store import FeedbackStore
 from services.clinic.following import Bells
 from services.clinic.idempotency import Repetitions
 from services.clinic.metrics import ClinicMetrics
@@ -30,6 +31,7 @@ class ClinicState(msgspec.Struct, frozen=True, kw_only=True):
 
     settings: ClinicSettings
     store: CaseStore
+    feedback: FeedbackStore
     blobs: BlobStore
     desk: CaseDesk
     bells: Bells

@@ -90,7 +90,8 @@ def _refuse(title: str, detail: str) -> ApiProblem:
     return ApiProblem(HTTPStatus.UNPROCESSABLE_ENTITY, title, detail)
 
 
-def _checked_text(text: str, what: str, max_chars: int) -> str:
+def checked_text(text: str, what: str, max_chars: int) -> str:
+    """A text trimmed, within its limit and without control tokens. Raises `ApiProblem`."""
     text = text.strip()
     if not text:
         raise _refuse(f"The {what} is empty", f"the {what} must have at least one character")
@@ -118,7 +119,7 @@ def _checked_choices(choices: Sequence[str], settings: ClinicSettings) -> list[s
             "one choice given; give two or more, or none for an open question",
         )
     checked = [
-        _checked_text(choice, f"choice {number}", settings.max_choice_chars)
+        checked_text(choice, f"choice {number}", settings.max_choice_chars)
         for number, choice in enumerate(choices, start=1)
     ]
     if len({choice.casefold() for choice in checked}) < len(checked):
@@ -162,7 +163,7 @@ def check_submission(
     return Submission(
         image=_checked_image(image, settings),
         media_type=media_type,
-        question=_checked_text(question, "question", settings.max_question_chars),
+        question=checked_text(question, "question", settings.max_question_chars),
         choices=_checked_choices(choices, settings),
         settings=CaseSettings(
             num_trajectories=num_trajectories,

@@ -24,6 +24,9 @@ from shared.api.zoom import AppliedRendering, AppliedWindow, WireBox
 
 RESEARCH_NOTICE = "Research use only. Not a medical device."
 
+KEY_OUTSTANDING = "A request is outstanding for this Idempotency-Key"
+"""Title of the problem that is answered to a repetition while the first is at work."""
+
 MAX_TRAJECTORIES = 16
 MAX_CHOICES = 26
 """The choices are lettered A to Z."""

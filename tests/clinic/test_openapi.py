@@ -36,6 +36,8 @@ def test_every_response_of_every_case_route_has_an_example(document: dict[str, A
         "get /v1/cases/{case_id}/crops/{crop}",
         "get /v1/cases/{case_id}/blanked/{region}",
         "get /v1/cases/{case_id}/heatmap",
+        "post /v1/cases/{case_id}/feedback",
+        "get /v1/cases/{case_id}/feedback",
         "get /v1/clinic",
     }
     for name, operation in routes.items():

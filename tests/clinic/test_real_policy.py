@@ -12,6 +12,7 @@ from PIL import Image
 from services.cca.app import create_app as create_cca
 from services.cca.settings import CcaSettings
 from services.clinic.app import create_app
+from services.clinic.ask import main as medvr_ask
 from services.clinic.settings import ClinicSettings
 from services.problems.phantoms import OPTIONS, QUESTION, render_phantom
 from services.zoom.app import create_app as create_zoom
@@ -98,6 +99,29 @@ def test_a_greedy_case_is_the_same_twice_and_its_crops_are_where_it_says(clinic:
         rise = zoom["tool_entropy_nats"] - zoom["baseline_entropy_nats"]
         assert zoom["entropy_increase_nats"] == pytest.approx(rise)
         assert zoom["tool_entropy_nats"] > 0
+
+
+def test_the_command_shows_what_the_real_policy_did(
+    clinic: httpx.Client, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    scan, drawn = tmp_path / "scan.png", tmp_path / "evidence.png"
+    scan.write_bytes(png(PHANTOM.image))
+    choices = [flag for option in OPTIONS for flag in ("-c", option)]
+    where = ["--url", str(clinic.base_url), "--out", str(drawn)]
+
+    with pytest.raises(SystemExit) as end:
+        medvr_ask([str(scan), QUESTION, *choices, "-k", "1", *where])
+    out, err = capsys.readouterr()
+
+    case = clinic.get(f"/v1/cases/{err.split()[1]}").json()
+    assert (end.value.code, case["status"]) in ((0, "answered"), (3, "abstained"))
+    assert f"Answer      {case['answer']}: {case['option_text']}" in out
+    places = [f"x {z['box']['x1']}–{z['box']['x2']}" for z in case["evidence"]]
+    assert places, "the base policy zooms"
+    listed = [line for line in out.splitlines() if line.startswith("Evidence ")]
+    assert [line.split("  ")[1].split(",")[0] for line in listed] == places
+    assert "1 trajectory" in err
+    assert Image.open(drawn).format == "PNG"
 
 
 def test_the_real_policy_is_asked_again_without_its_evidence(clinic: httpx.Client):
