@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 from services.clinic.asking import acting
 from services.clinic.casework import Neighbours
 from services.clinic.desk import CaseDesk, utc_now
+from services.clinic.follow_ups import follow_ups
 from services.clinic.following import Bells
 from services.clinic.idempotency import Repetitions
 from services.clinic.metrics import ClinicMetrics
@@ -104,6 +105,7 @@ def create_app(settings: ClinicSettings, http: httpx.AsyncClient | None = None) 
     app.add_middleware(BodyLimit, max_bytes=settings.max_upload_bytes + FORM_ALLOWANCE_BYTES)
     app.add_middleware(SecurityHeaders)
     app.include_router(acting)
+    app.include_router(follow_ups)
     app.include_router(router)
     _add_viewer(app)
     return app

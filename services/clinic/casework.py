@@ -8,12 +8,13 @@ import asyncio
 import base64
 import hashlib
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
 import msgspec
 
+from services.clinic.conversation import reminded
 from services.clinic.reasoning import (
     attempt_of,
     consensus_of,
@@ -101,8 +102,13 @@ def answer_kind_of(case: Case) -> AnswerKind:
     return AnswerKind.CHOICE if case.choices else AnswerKind.FREE_TEXT
 
 
-async def answer_case(neighbours: Neighbours, case: Case, watch: Stopwatch, tell: Tell) -> Case:
-    """The case answered or abstained, telling its course. Raises the `BoundaryError` it met."""
+async def answer_case(
+    neighbours: Neighbours, case: Case, watch: Stopwatch, tell: Tell, earlier: Sequence[Case] = ()
+) -> Case:
+    """The case answered or abstained, telling its course. Raises the `BoundaryError` it met.
+
+    `earlier` are the cases before a follow-up, oldest first.
+    """
     await tell([StartedEvent(num_trajectories=case.settings.num_trajectories)])
     with watch.stage("view_s"):
         policy_client = neighbours.policy.of_group(case.case_id)
@@ -114,6 +120,9 @@ async def answer_case(neighbours: Neighbours, case: Case, watch: Stopwatch, tell
             question=case.question,
             options=case.choices,
         )
+        context = None
+        if earlier:
+            opened, context = await reminded(policy_client, description, opened, case, earlier)
     with watch.stage("trajectories_s"):
         trajectories = await _run_trajectories(
             policy_client, neighbours.zoom, case, description, opened, tell
@@ -129,7 +138,9 @@ async def answer_case(neighbours: Neighbours, case: Case, watch: Stopwatch, tell
         view_height_px=opened.view_size.height_px,
         max_turns=description.max_turns,
     )
-    return _concluded(case, trajectories, outcome, heatmap).model_copy(update={"policy": policy})
+    return _concluded(case, trajectories, outcome, heatmap).model_copy(
+        update={"policy": policy, "context": context}
+    )
 
 
 async def _run_trajectories(

@@ -19,11 +19,12 @@ from http import HTTPStatus
 from typing import Literal, cast
 
 from services.clinic.casework import Neighbours, Stopwatch, answer_case
+from services.clinic.conversation import MAX_EARLIER, ContextFull
 from services.clinic.following import Bells
 from services.clinic.metrics import ClinicMetrics
 from services.clinic.settings import ClinicSettings
 from services.clinic.store import CaseStore, Repeatable, UnfinishedCase, UnknownCase
-from services.clinic.submission import Submission
+from services.clinic.submission import Asked, Submission
 from services.clinic.telling import Tell
 from shared.api.case_events import CaseEvent
 from shared.api.clinic import Case, CaseFailure, CaseImage, CaseStatus
@@ -53,9 +54,22 @@ def failure_of(error: Exception) -> CaseFailure:
     if isinstance(error, BoundaryError):
         service = cast("FailingService", error.service)
         return CaseFailure(service=service, reason=str(error).removeprefix(f"{service}: "))
-    if isinstance(error, BadBox | BlobError):
+    if isinstance(error, BadBox | BlobError | ContextFull):
         return CaseFailure(service="clinic", reason=str(error))
     return CaseFailure(service="clinic", reason=f"internal error ({type(error).__name__})")
+
+
+def image_of(ingested: IngestResponse) -> CaseImage:
+    """What a case says of its image; which case, and so the URL, is left open."""
+    return CaseImage(
+        url="",
+        sha256=ingested.image,
+        width_px=ingested.width_px,
+        height_px=ingested.height_px,
+        source_format=ingested.source_format,
+        window_center=ingested.window_center,
+        window_width=ingested.window_width,
+    )
 
 
 class CaseDesk:
@@ -117,13 +131,51 @@ class CaseDesk:
         with watch.stage("ingest_s"):
             ingested = await self._ingest(submission)
         case = self._opened(submission, ingested, watch)
+        left_s = None if wait_s is None else started + wait_s - time.monotonic()
+        return await self._asked(case, watch, left_s, request)
+
+    async def follow_up(
+        self,
+        case_id: str,
+        asked: Asked,
+        *,
+        wait_s: float | None = None,
+        request: Repeatable | None = None,
+    ) -> Case:
+        """Go on from an answered case with a further question; else as `answer`.
+
+        Raises `UnknownCase`, and `ApiProblem` 409 if there is nothing to go on from.
+        """
+        earlier = await asyncio.to_thread(self._store.conversation, case_id)
+        former = earlier[-1]
+        if former.status is not CaseStatus.ANSWERED:
+            raise ApiProblem(
+                HTTPStatus.CONFLICT,
+                "The case has no answer to go on from",
+                f"case {case_id} is {former.status.value}; only an answered case can be followed",
+            )
+        if len(earlier) > MAX_EARLIER:
+            raise ApiProblem(
+                HTTPStatus.CONFLICT,
+                "The conversation is too long",
+                f"{len(earlier)} questions were asked; at most {MAX_EARLIER} can be followed",
+            )
+        image = former.image.model_copy(update={"url": ""})
+        case = self._new(asked, image, Stopwatch()).model_copy(update={"follows": case_id})
+        return await self._asked(case, Stopwatch(), wait_s, request)
+
+    async def _asked(
+        self, case: Case, watch: Stopwatch, wait_s: float | None, request: Repeatable | None
+    ) -> Case:
+        """Store a new case, start it, and wait for its end."""
         await asyncio.to_thread(self._store.create, case, request)
-        task = self._start(case, watch)
-        left_s = None if wait_s is None else max(0.0, started + wait_s - time.monotonic())
-        await asyncio.wait([task], timeout=left_s)
+        return await self._awaited(case.case_id, self._start(case, watch), wait_s)
+
+    async def _awaited(self, case_id: str, task: asyncio.Task[Case], wait_s: float | None) -> Case:
+        await asyncio.wait([task], timeout=None if wait_s is None else max(0.0, wait_s))
         if task.done() and not task.cancelled():
             return task.result()
-        return await asyncio.to_thread(self._store.get, case.case_id)
+        return await asyncio.to_thread(self._store.get, case_id)
 
     async def cancel(self, case_id: str) -> Case:
         """End a case that has not ended; of a cancelled one, nothing changes.
@@ -162,23 +214,19 @@ class CaseDesk:
             ) from error
 
     def _opened(self, submission: Submission, ingested: IngestResponse, watch: Stopwatch) -> Case:
+        return self._new(submission, image_of(ingested), watch)
+
+    def _new(self, asked: Asked, image: CaseImage, watch: Stopwatch) -> Case:
+        """A case of a new id; `image` gets its URL."""
         case_id = self._new_case_id()
         return Case(
             case_id=case_id,
             status=CaseStatus.RUNNING,
             created_at=self._now(),
-            question=submission.question,
-            choices=submission.choices,
-            image=CaseImage(
-                url=f"/v1/cases/{case_id}/image",
-                sha256=ingested.image,
-                width_px=ingested.width_px,
-                height_px=ingested.height_px,
-                source_format=ingested.source_format,
-                window_center=ingested.window_center,
-                window_width=ingested.window_width,
-            ),
-            settings=submission.settings,
+            question=asked.question,
+            choices=asked.choices,
+            image=image.model_copy(update={"url": f"/v1/cases/{case_id}/image"}),
+            settings=asked.settings,
             timings=watch.timings,
         )
 
@@ -256,9 +304,12 @@ class CaseDesk:
         """Begin again while a neighbour fails for a moment. Raises what it failed with at last."""
         give_up_at = time.monotonic() + self._settings.patience_s
         pause_s = _FIRST_PAUSE_S
+        earlier: list[Case] = []
+        if case.follows is not None:
+            earlier = await asyncio.to_thread(self._store.conversation, case.follows)
         while True:
             try:
-                return await answer_case(self._neighbours, case, watch, tell)
+                return await answer_case(self._neighbours, case, watch, tell, earlier)
             except BoundaryError as error:
                 if not error.is_transient or time.monotonic() + pause_s > give_up_at:
                     raise

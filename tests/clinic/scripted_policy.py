@@ -19,6 +19,7 @@ from shared.api.policy import (
     ImageSegment,
     PolicyDescription,
     TextSegment,
+    TokenizeRequest,
     TokensSegment,
     WirePixelLimits,
     WireVersionSpan,
@@ -61,6 +62,7 @@ class ScriptedPolicy:
     version: int = 7
     fail_with: int | None = None
     url: str = ""
+    max_model_len_tokens: int = 65_536
     requests: list[GenerateRequest] = field(default_factory=list)
     release: threading.Event = field(default_factory=threading.Event)
     """Cleared: requests wait."""
@@ -75,6 +77,7 @@ class ScriptedPolicy:
         self.plans, self.requests, self.fail_with = list(plans), [], None
         self._begun = self.num_entered = 0
         self.hold_after = None
+        self.max_model_len_tokens = 65_536
         self.release.set()
         self.entered.clear()
 
@@ -91,7 +94,8 @@ class ScriptedPolicy:
             crop=CROP,
             min_side_px=28,
             max_turns=5,
-            max_model_len_tokens=65_536,
+            max_model_len_tokens=self.max_model_len_tokens,
+            max_images=8,
             max_entropy_tokens=512,
             vllm_version="none",
         )
@@ -149,6 +153,10 @@ def scripted_app(policy: ScriptedPolicy) -> FastAPI:
     @app.get("/medvr/v1/policy")
     def describe() -> PolicyDescription:
         return policy.describe()
+
+    @app.post("/tokenize")
+    def tokenize(request: TokenizeRequest) -> dict[str, object]:
+        return {"count": len(request.prompt), "max_model_len": policy.max_model_len_tokens}
 
     @app.post("/medvr/v1/generate")
     def generate(request: GenerateRequest, _: Request) -> Response:
