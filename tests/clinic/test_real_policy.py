@@ -116,7 +116,12 @@ def test_a_follow_up_is_answered_in_the_context_of_the_first_question(
             sent.append(GenerateRequest.model_validate_json(request.content))
 
     settings = real_settings.model_copy(update={"database": tmp_path / "clinic.sqlite"})
-    http = httpx.AsyncClient(timeout=300, trust_env=False, event_hooks={"request": [record]})
+    http = httpx.AsyncClient(
+        timeout=300,
+        trust_env=False,
+        event_hooks={"request": [record]},
+        limits=httpx.Limits(max_keepalive_connections=0),  # its loop ends before it does
+    )
     with (
         served(create_app(settings, http)) as url,
         httpx.Client(base_url=url, timeout=300, trust_env=False) as recorded,
