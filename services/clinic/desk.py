@@ -127,12 +127,16 @@ class CaseDesk:
         if zoom failed; there is no case then.
         """
         started = time.monotonic()
+        case, watch = await self.opened(submission)
+        left_s = None if wait_s is None else started + wait_s - time.monotonic()
+        return await self._asked(case, watch, left_s, request)
+
+    async def opened(self, submission: Submission) -> tuple[Case, Stopwatch]:
+        """Ingest the image; the case as it would be stored. Raises as `answer`."""
         watch = Stopwatch()
         with watch.stage("ingest_s"):
             ingested = await self._ingest(submission)
-        case = self._opened(submission, ingested, watch)
-        left_s = None if wait_s is None else started + wait_s - time.monotonic()
-        return await self._asked(case, watch, left_s, request)
+        return self._new(submission, image_of(ingested), watch), watch
 
     async def follow_up(
         self,
@@ -170,6 +174,14 @@ class CaseDesk:
         """Store a new case, start it, and wait for its end."""
         await asyncio.to_thread(self._store.create, case, request)
         return await self._awaited(case.case_id, self._start(case, watch), wait_s)
+
+    async def wait_for(self, case_id: str, wait_s: float) -> Case:
+        """Wait for the end of a stored case, at most so long; it is begun if nobody is at it."""
+        case = await asyncio.to_thread(self._store.get, case_id)
+        if case.status is not CaseStatus.RUNNING:
+            return case
+        task = self._tasks.get(case_id) or self._start(case, Stopwatch(case.timings))
+        return await self._awaited(case_id, task, wait_s)
 
     async def _awaited(self, case_id: str, task: asyncio.Task[Case], wait_s: float | None) -> Case:
         await asyncio.wait([task], timeout=None if wait_s is None else max(0.0, wait_s))
@@ -212,9 +224,6 @@ class CaseDesk:
             raise ApiProblem(
                 HTTPStatus(error.status), "The image cannot be used", detail
             ) from error
-
-    def _opened(self, submission: Submission, ingested: IngestResponse, watch: Stopwatch) -> Case:
-        return self._new(submission, image_of(ingested), watch)
 
     def _new(self, asked: Asked, image: CaseImage, watch: Stopwatch) -> Case:
         """A case of a new id; `image` gets its URL."""

@@ -33,6 +33,7 @@ from services.clinic.tables import (
     open_engine,
 )
 from services.clinic.telling import closing_events
+from services.clinic.transactions import Transactions
 from shared.api.case_events import CaseEvent
 from shared.api.clinic import Case, CaseStatus
 from shared.errors import MedvrError
@@ -99,6 +100,7 @@ class CaseStore:
             raise CaseStoreError(f"{path} cannot be opened: {error.strerror}") from error
         except DatabaseError as error:
             raise CaseStoreError(f"{path} is no SQLite database: {error.orig}") from error
+        self.transactions = Transactions(self._engine)
 
     def close(self) -> None:
         """Close all connections."""

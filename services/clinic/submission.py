@@ -19,9 +19,6 @@ from shared.errors import ApiProblem
 MAX_SEED = 2**53 - 1
 """The largest whole number that every JSON reader keeps exactly."""
 
-REPEATED = "choices"
-"""The field of a form that may be given several times."""
-
 CONTROL_TOKEN = re.compile(r"<\|[^<>]*\|>")
 
 
@@ -45,13 +42,15 @@ def _refuse(title: str, detail: str) -> ApiProblem:
     return ApiProblem(HTTPStatus.UNPROCESSABLE_ENTITY, title, detail)
 
 
-def only_fields(given: Sequence[str], accepted: Sequence[str]) -> None:
+def only_fields(
+    given: Sequence[str], accepted: Sequence[str], many: Sequence[str] = ("choices",)
+) -> None:
     """Refuse what would be missed in silence: a misspelt field, the second of two questions."""
     unknown = sorted(set(given) - set(accepted))
-    repeated = sorted({n for n in given if n != REPEATED and given.count(n) > 1})
+    repeated = sorted({n for n in given if n not in many and given.count(n) > 1})
     if unknown or repeated:
         what = f"unknown field {unknown[0][:64]!r}" if unknown else f"{repeated[0]} is given twice"
-        detail = f"accepted: {', '.join(accepted)}; only {REPEATED} may be repeated"
+        detail = f"accepted: {', '.join(accepted)}; only {' and '.join(many)} may be repeated"
         raise _refuse("Request does not validate", f"{what}; {detail}")
 
 

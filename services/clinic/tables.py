@@ -79,6 +79,33 @@ class KeptRow(Base):
     answer: Mapped[bytes | None]
 
 
+class JobRow(Base):
+    """A batch of questions."""
+
+    __tablename__ = "jobs"
+    __table_args__ = {"sqlite_autoincrement": True}
+
+    number: Mapped[int] = mapped_column(primary_key=True)
+    job_id: Mapped[str] = mapped_column(unique=True)
+    status: Mapped[str]
+    document: Mapped[str]
+
+
+class JobItemRow(Base):
+    """A question of a batch, and the case it became."""
+
+    __tablename__ = "job_items"
+    __table_args__ = (UniqueConstraint("job_id", "number"),)
+
+    row: Mapped[int] = mapped_column(primary_key=True)
+    job_id: Mapped[str] = mapped_column(index=True)
+    number: Mapped[int]
+    status: Mapped[str] = mapped_column(index=True)
+    case_id: Mapped[str | None]
+    attempts: Mapped[int] = mapped_column(default=0)
+    document: Mapped[str]
+
+
 def _set_pragmas(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
     cursor = connection.cursor()
     for pragma in (
