@@ -103,12 +103,16 @@ def create_app(settings: ClinicSettings, http: httpx.AsyncClient | None = None) 
             if http is None:
                 await client.aclose()
 
+    async def database_answers() -> None:
+        await asyncio.to_thread(app.state.clinic.store.ping)
+
     app = create_service_app(
         "clinic",
         description=f"A question about a medical image, answered with evidence. {RESEARCH_NOTICE}",
         registry=registry,
         lifespan=lifespan,
         ready_checks={
+            "database": database_answers,
             "policy": some_replica_answers(settings.policy_url, "/medvr/v1/policy", client),
             "zoom": some_replica_answers(settings.zoom_url, "/health", client),
             "cca": some_replica_answers(settings.cca_url, "/health", client),

@@ -6,6 +6,9 @@ stops nothing; only `cancel` does. At start-up the cases a former process left a
 whose work was already killed `MAX_ATTEMPTS` times fails with that reason instead. A clean stop
 hands unfinished cases to the next start without counting against them.
 
+A case waits for a neighbour that fails for a moment, and for the database; if that stays away, the
+case stays running there and the next start begins it again.
+
 A failure is logged by its kind and place, never by its message, which may quote the case.
 """
 
@@ -16,7 +19,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from http import HTTPStatus
-from typing import Literal, cast
+from typing import Literal, TypeVar, cast
 
 from services.clinic.casework import Neighbours, Stopwatch, answer_case
 from services.clinic.conversation import MAX_EARLIER, ContextFull
@@ -26,6 +29,7 @@ from services.clinic.settings import ClinicSettings
 from services.clinic.store import CaseStore, Repeatable, UnfinishedCase, UnknownCase
 from services.clinic.submission import Asked, Submission
 from services.clinic.telling import Tell
+from services.clinic.transactions import DatabaseAway
 from shared.api.case_events import CaseEvent
 from shared.api.clinic import Case, CaseFailure, CaseImage, CaseStatus
 from shared.api.zoom import IngestResponse
@@ -40,6 +44,8 @@ MAX_ATTEMPTS = 2
 
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 5.0
+
+T = TypeVar("T")
 
 FailingService = Literal["policy", "zoom", "cca", "clinic"]
 
@@ -264,7 +270,7 @@ class CaseDesk:
             await self._slots.acquire()
         try:
             try:
-                attempt = await asyncio.to_thread(self._store.begin, case.case_id)
+                attempt = await self._patiently_stored(partial(self._store.begin, case.case_id))
             except UnknownCase:  # it was cancelled before it began
                 return await asyncio.to_thread(self._store.get, case.case_id)
             try:
@@ -272,7 +278,7 @@ class CaseDesk:
             except asyncio.CancelledError:
                 self._store.release(case.case_id, attempt)
                 raise
-            if await asyncio.to_thread(self._store.finish, final, attempt):
+            if await self._patiently_stored(partial(self._store.finish, final, attempt)):
                 self._report(final)
                 return final
             return await asyncio.to_thread(self._store.get, case.case_id)
@@ -298,6 +304,8 @@ class CaseDesk:
             final = self._failed(
                 case, CaseFailure(service="clinic", reason=f"not answered within {limit_s:g} s")
             )
+        except DatabaseAway:  # where it would have to end: it stays running there
+            raise
         except Exception as error:  # noqa: BLE001 - a case must end, whatever its work raised
             logger.warning(
                 "case failed",
@@ -325,6 +333,17 @@ class CaseDesk:
                 logger.warning("case waits for %s", error.service, extra={"case_id": case.case_id})
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    async def _patiently_stored(self, write: Callable[[], T]) -> T:
+        """What a write of the store returns, once the database answers. Raises `DatabaseAway`."""
+        give_up_at = time.monotonic() + self._settings.patience_s
+        while True:
+            try:
+                return await asyncio.to_thread(write)
+            except DatabaseAway:
+                if time.monotonic() > give_up_at:
+                    raise
+            await asyncio.sleep(_LONGEST_PAUSE_S)
 
     def _failed(self, case: Case, failure: CaseFailure) -> Case:
         return case.model_copy(update={"status": CaseStatus.FAILED, "failure": failure})

@@ -1,9 +1,8 @@
 """Settings of the clinic: where its neighbours are, what it keeps, how much it accepts."""
 
-from pathlib import Path
-
 from pydantic import Field
 
+from services.clinic.address import Database, DatabaseAddress
 from shared.api.clinic import MAX_TRAJECTORIES
 from shared.clients.replicas import ServiceUrls
 from shared.service.settings import RedisUrl, ServiceSettings, settings_config
@@ -26,8 +25,9 @@ class ClinicSettings(ServiceSettings):
     """Base URLs of the CCA scorer's replicas."""
     blob_url: str = ".medvr/blobs"
     """Root of the blob store that zoom writes to: a folder or an fsspec URL."""
-    database: Path = Path(".medvr/clinic.sqlite")
-    """SQLite file of the cases; made if absent, readable by its owner only. One clinic per file."""
+    database: Database = DatabaseAddress(".medvr/clinic.sqlite")
+    """Where cases are kept, of one clinic: an SQLite file, made if absent and readable by its owner
+    only, or `postgresql+psycopg://user@host/name`. A password is better given as a variable."""
     default_k: int = Field(default=5, ge=1, le=MAX_TRAJECTORIES)
     """Trajectories per case where the request does not say."""
     max_upload_bytes: int = Field(default=64 * 1024 * 1024, ge=1024)

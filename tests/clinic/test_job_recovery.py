@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from services.clinic.address import DatabaseAddress
 from services.clinic.job_desk import MAX_ATTEMPTS
 from services.clinic.job_queue import QUEUE
 from services.clinic.job_store import ItemName, JobStore
@@ -162,7 +163,7 @@ def test_what_is_no_item_is_dropped_and_hurts_nobody(ward: Ward, policy: Scripte
 
 def test_an_item_on_which_work_always_breaks_off_fails(ward: Ward, tmp_path: Path):
     job = study(ward.clinic.client, 1)
-    store = CaseStore(tmp_path / "clinic.sqlite")
+    store = CaseStore(DatabaseAddress.of(tmp_path / "clinic.sqlite"))
     for _ in range(MAX_ATTEMPTS):  # as if the clinic had been killed each time
         JobStore(store.transactions).take(ItemName(str(job["job_id"]), 1))
     store.close()
