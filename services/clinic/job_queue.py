@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable
 
 import msgspec
 import redis
-from kombu.exceptions import OperationalError
+from celery.exceptions import OperationalError
 
 from services.clinic.job_store import ItemName
 from shared.errors import PayloadError

@@ -50,6 +50,7 @@ def up(settings: UpSettings, console: Console) -> None:
             ),
             lines.cca(),
             lines.clinic(),
+            lines.clinic_worker(),
         ]
         stack.launch(*services)
         stack.start(zoom)

@@ -73,6 +73,7 @@ class WorkerProcess:
     """`python -m services clinic-worker`."""
 
     def __init__(self, redis_url: str, clinic_url: str, port: int, log: Path) -> None:
+        self.redis_url = redis_url
         self.log = log
         self._command = [
             *(sys.executable, "-m", "services", "clinic-worker"),
@@ -87,7 +88,11 @@ class WorkerProcess:
             self.process = subprocess.Popen(self._command, stderr=log, stdout=log)
 
     def metrics(self) -> str:
-        return httpx.get(f"http://127.0.0.1:{self._port}/metrics", trust_env=False).text
+        """Empty as long as it does not answer."""
+        try:
+            return httpx.get(f"http://127.0.0.1:{self._port}/metrics", trust_env=False).text
+        except httpx.TransportError:
+            return ""
 
     def end(self, how: signal.Signals) -> int:
         assert self.process is not None

@@ -37,6 +37,10 @@ def test_every_response_of_every_case_route_has_an_example(document: dict[str, A
         "get /v1/cases/{case_id}/crops/{crop}",
         "get /v1/cases/{case_id}/heatmap",
         "get /v1/clinic",
+        "post /v1/jobs",
+        "get /v1/jobs",
+        "get /v1/jobs/{job_id}",
+        "post /v1/jobs/{job_id}/cancel",
     }
     for name, operation in routes.items():
         for status, response in operation["responses"].items():
