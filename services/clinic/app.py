@@ -26,6 +26,7 @@ from services.clinic.job_queue import ItemSender
 from services.clinic.job_routes import jobs_router
 from services.clinic.job_store import JobStore
 from services.clinic.metrics import ClinicMetrics
+from services.clinic.pseudonyms import Pseudonyms
 from services.clinic.routes import router
 from services.clinic.settings import ClinicSettings
 from services.clinic.state import ClinicState, attach
@@ -75,7 +76,8 @@ def create_app(settings: ClinicSettings, http: httpx.AsyncClient | None = None) 
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
         store = CaseStore(settings.database)
         bells = Bells(metrics)
-        desk = CaseDesk(settings, store, neighbours, metrics, bells)
+        pseudonyms = Pseudonyms(settings.pseudonyms)
+        desk = CaseDesk(settings, store, pseudonyms, neighbours, metrics, bells)
         sender = None if settings.redis_url is None else ItemSender(settings.redis_url)
         jobs = JobDesk(JobStore(store.transactions), desk, sender, metrics, utc_now)
         state = ClinicState(
@@ -100,11 +102,15 @@ def create_app(settings: ClinicSettings, http: httpx.AsyncClient | None = None) 
                 sender.close()
             await desk.stop()
             store.close()
+            pseudonyms.close()
             if http is None:
                 await client.aclose()
 
     async def database_answers() -> None:
         await asyncio.to_thread(app.state.clinic.store.ping)
+
+    async def pseudonyms_answer() -> None:
+        await asyncio.to_thread(app.state.clinic.desk.pseudonyms.ping)
 
     app = create_service_app(
         "clinic",
@@ -113,6 +119,7 @@ def create_app(settings: ClinicSettings, http: httpx.AsyncClient | None = None) 
         lifespan=lifespan,
         ready_checks={
             "database": database_answers,
+            "pseudonyms": pseudonyms_answer,
             "policy": some_replica_answers(settings.policy_url, "/medvr/v1/policy", client),
             "zoom": some_replica_answers(settings.zoom_url, "/health", client),
             "cca": some_replica_answers(settings.cca_url, "/health", client),

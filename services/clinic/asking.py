@@ -25,13 +25,19 @@ from services.clinic.headers import Key, Waiting, sent, waited
 from services.clinic.idempotency import fingerprint_of
 from services.clinic.state import CaseId, State, found_case, no_such_case
 from services.clinic.store import Answer, Repeatable, UnknownCase
-from services.clinic.submission import check_submission, only_fields
+from services.clinic.submission import (
+    RENDERING_FIELDS,
+    asked_rendering,
+    check_submission,
+    only_fields,
+)
 from shared.api.clinic import MAX_TRAJECTORIES, Case
+from shared.api.zoom import RenderingRequest
 from shared.errors import ApiProblem
 
 acting = APIRouter(prefix="/v1", tags=["cases"])
 
-_FIELDS = ("image", "question", "choices", "k", "seed")
+_FIELDS = ("image", "question", "choices", "k", "seed", *RENDERING_FIELDS)
 
 
 async def _only_known_fields(request: Request) -> None:
@@ -61,8 +67,14 @@ async def create_case(
     state: State,
     key: Key,
     wait: Waiting,
+    rendering: Annotated[RenderingRequest, Depends(asked_rendering)],
     image: Annotated[
-        UploadFile, File(description="PNG, JPEG, WebP, TIFF or single-frame DICOM file.")
+        UploadFile,
+        File(
+            description="PNG, JPEG, WebP, TIFF, DICOM or NIfTI file, told by content. Its name is "
+            "not read. Of a DICOM header nothing is kept that names a person; what it names is "
+            "taken out of the question."
+        ),
     ],
     question: Annotated[str, Form(examples=["What kind of lesion is shown?"])],
     choices: Annotated[
@@ -86,6 +98,7 @@ async def create_case(
         choices=choices or [],
         k=k,
         seed=seed,
+        rendering=rendering,
     )
 
     async def work(request: Repeatable | None) -> Answer:
@@ -97,7 +110,8 @@ async def create_case(
     if key is not None:
         image_sha256 = (await asyncio.to_thread(sha256, submission.image)).hexdigest()
         fingerprint = fingerprint_of(
-            "ask", image_sha256, image.content_type, question, choices, k, seed
+            *("ask", image_sha256, image.content_type, question, choices, k, seed),
+            rendering.model_dump(),
         )
     return sent(await state.repetitions.once(key, fingerprint, work))
 

@@ -21,17 +21,19 @@ from functools import partial
 from http import HTTPStatus
 from typing import Literal, TypeVar, cast
 
+from services.clinic.admission import Admitted, admit, admit_again, case_image
 from services.clinic.casework import Neighbours, Stopwatch, answer_case
 from services.clinic.conversation import MAX_EARLIER, ContextFull
 from services.clinic.following import Bells
 from services.clinic.metrics import ClinicMetrics
+from services.clinic.pseudonyms import Pseudonyms, UnknownPseudonym
 from services.clinic.settings import ClinicSettings
 from services.clinic.store import CaseStore, Repeatable, UnfinishedCase, UnknownCase
 from services.clinic.submission import Asked, Submission
 from services.clinic.telling import Tell
 from services.clinic.transactions import DatabaseAway
 from shared.api.case_events import CaseEvent
-from shared.api.clinic import Case, CaseFailure, CaseImage, CaseStatus
+from shared.api.clinic import Case, CaseFailure, CaseImage, CaseSettings, CaseStatus
 from shared.api.zoom import IngestResponse
 from shared.errors import ApiProblem, BlobError, BoundaryError, ZoomError
 from shared.geometry import BadBox
@@ -65,19 +67,6 @@ def failure_of(error: Exception) -> CaseFailure:
     return CaseFailure(service="clinic", reason=f"internal error ({type(error).__name__})")
 
 
-def image_of(ingested: IngestResponse) -> CaseImage:
-    """What a case says of its image; which case, and so the URL, is left open."""
-    return CaseImage(
-        url="",
-        sha256=ingested.image,
-        width_px=ingested.width_px,
-        height_px=ingested.height_px,
-        source_format=ingested.source_format,
-        window_center=ingested.window_center,
-        window_width=ingested.window_width,
-    )
-
-
 class CaseDesk:
     """The cases of one clinic process."""
 
@@ -85,6 +74,7 @@ class CaseDesk:
         self,
         settings: ClinicSettings,
         store: CaseStore,
+        pseudonyms: Pseudonyms,
         neighbours: Neighbours,
         metrics: ClinicMetrics,
         bells: Bells,
@@ -94,6 +84,7 @@ class CaseDesk:
     ) -> None:
         self._settings = settings
         self._store = store
+        self.pseudonyms = pseudonyms
         self._neighbours = neighbours
         self._metrics = metrics
         self._bells = bells
@@ -142,7 +133,11 @@ class CaseDesk:
         watch = Stopwatch()
         with watch.stage("ingest_s"):
             ingested = await self._ingest(submission)
-        return self._new(submission, image_of(ingested), watch), watch
+            admitted = await asyncio.to_thread(
+                admit, submission, ingested.identity, self.pseudonyms
+            )
+        image = case_image(ingested)
+        return self._new(admitted, image, submission.settings, watch), watch
 
     async def follow_up(
         self,
@@ -170,8 +165,17 @@ class CaseDesk:
                 "The conversation is too long",
                 f"{len(earlier)} questions were asked; at most {MAX_EARLIER} can be followed",
             )
-        image = former.image.model_copy(update={"url": ""})
-        case = self._new(asked, image, Stopwatch()).model_copy(update={"follows": case_id})
+        try:
+            admitted = await asyncio.to_thread(admit_again, asked, former.subject, self.pseudonyms)
+        except UnknownPseudonym as error:
+            raise ApiProblem(
+                HTTPStatus.CONFLICT,
+                "Nobody knows whom the case is about",
+                "its pseudonyms are not in this clinic's database of them, so identity could not "
+                "be taken out of the question",
+            ) from error
+        case = self._new(admitted, former.image, asked.settings, Stopwatch())
+        case = case.model_copy(update={"follows": case_id})
         return await self._asked(case, Stopwatch(), wait_s, request)
 
     async def _asked(
@@ -222,7 +226,9 @@ class CaseDesk:
 
     async def _ingest(self, submission: Submission) -> IngestResponse:
         try:
-            return await self._neighbours.zoom.ingest(submission.image, submission.media_type)
+            return await self._neighbours.zoom.ingest(
+                submission.image, submission.media_type, submission.rendering, identity=True
+            )
         except ZoomError as error:
             if error.is_transient or error.status is None or error.status >= 500:
                 raise
@@ -231,17 +237,20 @@ class CaseDesk:
                 HTTPStatus(error.status), "The image cannot be used", detail
             ) from error
 
-    def _new(self, asked: Asked, image: CaseImage, watch: Stopwatch) -> Case:
+    def _new(
+        self, admitted: Admitted, image: CaseImage, settings: CaseSettings, watch: Stopwatch
+    ) -> Case:
         """A case of a new id; `image` gets its URL."""
         case_id = self._new_case_id()
         return Case(
             case_id=case_id,
             status=CaseStatus.RUNNING,
             created_at=self._now(),
-            question=asked.question,
-            choices=asked.choices,
+            question=admitted.question,
+            choices=admitted.choices,
             image=image.model_copy(update={"url": f"/v1/cases/{case_id}/image"}),
-            settings=asked.settings,
+            subject=admitted.subject,
+            settings=settings,
             timings=watch.timings,
         )
 

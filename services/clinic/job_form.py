@@ -20,6 +20,7 @@ from services.clinic.job_store import ItemDocument
 from services.clinic.questions_file import BadQuestions, QuestionRow, read_questions
 from services.clinic.settings import ClinicSettings
 from services.clinic.submission import Submission, check_submission
+from shared.api.zoom import RenderingRequest
 from shared.errors import ApiProblem
 
 MAX_REPORTED = 8
@@ -38,6 +39,7 @@ class JobForm(msgspec.Struct, frozen=True, kw_only=True):
     choices: Sequence[str]
     k: int | None
     seed: int | None
+    rendering: RenderingRequest
 
 
 def _refuse(title: str, detail: str, status: int = HTTPStatus.UNPROCESSABLE_ENTITY) -> ApiProblem:
@@ -117,6 +119,7 @@ async def _rows_of(
                 choices=list(form.choices),
                 k=None,
                 seed=None,
+                rendering={},
             )
             for number in range(1, len(form.images) + 1)
         ]
@@ -181,6 +184,7 @@ def _check_of(
             choices=row.choices,
             k=form.k if row.k is None else row.k,
             seed=form.seed if row.seed is None else row.seed,
+            rendering=form.rendering.model_copy(update=row.rendering),
         )
 
     return check

@@ -25,15 +25,16 @@ from services.clinic.job_form import JobForm, check_form, image_hashes, items_of
 from services.clinic.job_store import ItemName, JobDocument, StoredItem, StoredJob, UnknownJob
 from services.clinic.state import ClinicState, State
 from services.clinic.store import Answer, Repeatable
-from services.clinic.submission import only_fields
+from services.clinic.submission import RENDERING_FIELDS, asked_rendering, only_fields
 from shared.api.clinic import MAX_TRAJECTORIES
 from shared.api.jobs import ItemStatus, Job, JobCounts, JobItem, JobPage, JobStatus, JobSummary
+from shared.api.zoom import RenderingRequest
 from shared.errors import ApiProblem
 from shared.service.logs import new_request_id
 
 jobs_router = APIRouter(prefix="/v1", tags=["jobs"])
 
-_FIELDS = ("images", "questions", "question", "choices", "k", "seed")
+_FIELDS = ("images", "questions", "question", "choices", "k", "seed", *RENDERING_FIELDS)
 _MANY = ("images", "choices")
 _PAGE = 100
 _WORK_WAIT_S = 5
@@ -113,9 +114,9 @@ async def _only_known_fields(request: Request, state: State) -> None:
     summary="Ask many questions at once",
     description="Either one question of each image, or the questions of a CSV file with the "
     "columns image (name or SHA-256 of an uploaded file), question, choices (| between them, or "
-    "the column repeated), k, seed. All is checked, and every image ingested, before anything is "
-    "accepted. File names are not kept: items go by their numbers. Research use only. Not a "
-    "medical device.",
+    "the column repeated) and the other fields of this form; what a row leaves out is the form's. "
+    "All is checked, and every image ingested, before anything is accepted. File names are not "
+    "kept: items go by their numbers. Research use only. Not a medical device.",
     response_model=Job,
     responses={
         202: json_example("The job, which goes on under its `Location`.", EXAMPLE_JOB),
@@ -126,6 +127,7 @@ async def _only_known_fields(request: Request, state: State) -> None:
 async def create_job(
     state: State,
     key: Key,
+    rendering: Annotated[RenderingRequest, Depends(asked_rendering)],
     images: Annotated[list[UploadFile], File(description="One file per image, as of a case.")],
     questions: Annotated[UploadFile | None, File(description="CSV file, UTF-8.")] = None,
     question: Annotated[str | None, Form(examples=["What kind of lesion is shown?"])] = None,
@@ -151,6 +153,7 @@ async def create_job(
         choices=choices or [],
         k=k,
         seed=seed,
+        rendering=rendering,
     )
     check_form(form, state.settings)
     hashes = await image_hashes(images)
@@ -182,7 +185,7 @@ async def create_job(
         names = [image.filename for image in images] if questions is not None else []
         asked = [] if questions is None else await image_hashes([questions])
         fingerprint = fingerprint_of(
-            "job", hashes, names, asked, question, form.choices, form.k, form.seed
+            *("job", hashes, names, asked, question, form.choices, k, seed, rendering.model_dump())
         )
     return sent(await state.repetitions.once(key, fingerprint, work))
 

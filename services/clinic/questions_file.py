@@ -3,10 +3,11 @@
     image,question,choices,k,seed
     scan1.dcm,What is shown?,ring|cross,5,7
 
-UTF-8, comma-separated, with a header. `image` is the name of an uploaded file or the SHA-256 of its
-bytes; `choices` is one cell with | between them, or several columns of that name. Of an image and
-a question, both are needed. No cell is ever quoted in an error: a name or a question may tell who
-the patient is.
+UTF-8, comma-separated, with a header. `image` is the name of an uploaded file or the SHA-256 of
+its bytes; `choices` is one cell with | between them, or several columns of that name. The other
+columns are fields of a case's form: k, seed, and which picture of the file is meant (frame, axis,
+index, window, window_center, window_width). `image` and `question` are needed. No cell is ever
+quoted in an error: a name or a question may tell who the patient is.
 """
 
 import csv
@@ -14,8 +15,12 @@ import io
 from collections.abc import Mapping, Sequence
 
 import msgspec
+from pydantic import ValidationError
 
-COLUMNS = ("image", "question", "choices", "k", "seed")
+from shared.api.zoom import RenderingRequest
+
+_RENDERING = tuple(RenderingRequest.model_fields)
+COLUMNS = ("image", "question", "choices", "k", "seed", *_RENDERING)
 REPEATED_COLUMN = "choices"
 _NEEDED = ("image", "question")
 _MAX_DIGITS = 20
@@ -32,6 +37,8 @@ class QuestionRow(msgspec.Struct, frozen=True, kw_only=True):
     choices: list[str]
     k: int | None
     seed: int | None
+    rendering: dict[str, object]
+    """The fields of `RenderingRequest` that the row gives."""
 
 
 class BadQuestions(Exception):
@@ -125,7 +132,16 @@ def _row(
         choices=[choice.strip() for cell in given if cell for choice in cell.split("|")],
         k=_number("k", by_name.get("k", "")),
         seed=_number("seed", by_name.get("seed", "")),
+        rendering=_rendering({name: by_name[name] for name in _RENDERING if by_name.get(name)}),
     )
+
+
+def _rendering(cells: dict[str, str]) -> dict[str, object]:
+    try:
+        return RenderingRequest.model_validate(cells).model_dump(include=set(cells))
+    except ValidationError as error:
+        wrong = error.errors(include_url=False, include_input=False)
+        raise BadRow("; ".join(f"{each['loc'][0]}: {each['msg']}" for each in wrong)) from error
 
 
 def _number(name: str, cell: str) -> int | None:

@@ -1,6 +1,8 @@
 """Settings of the clinic: where its neighbours are, what it keeps, how much it accepts."""
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from services.clinic.address import Database, DatabaseAddress
 from shared.api.clinic import MAX_TRAJECTORIES
@@ -28,6 +30,10 @@ class ClinicSettings(ServiceSettings):
     database: Database = DatabaseAddress(".medvr/clinic.sqlite")
     """Where cases are kept, of one clinic: an SQLite file, made if absent and readable by its owner
     only, or `postgresql+psycopg://user@host/name`. A password is better given as a variable."""
+    pseudonym_database: Database | None = None
+    """Whom the pseudonyms of the cases stand for, apart from the cases so that access to it can be:
+    as `database`, and never the same one. If not given, a file beside that of the cases, named
+    `<its name>-pseudonyms.sqlite`."""
     default_k: int = Field(default=5, ge=1, le=MAX_TRAJECTORIES)
     """Trajectories per case where the request does not say."""
     max_upload_bytes: int = Field(default=64 * 1024 * 1024, ge=1024)
@@ -63,3 +69,21 @@ class ClinicSettings(ServiceSettings):
     """An event stream ends after so many seconds; its reader goes on with `Last-Event-ID`."""
     max_event_streams: int = Field(default=64, ge=1)
     """Event streams served together; a further one is refused."""
+
+    @model_validator(mode="after")
+    def _pseudonyms_are_kept_apart(self) -> Self:
+        if str(self.pseudonyms) == str(self.database):
+            raise ValueError("pseudonym_database must not be the database of the cases")
+        return self
+
+    @property
+    def pseudonyms(self) -> DatabaseAddress:
+        """Where the pseudonyms are kept. Raises `ValueError` if that is not known."""
+        if self.pseudonym_database is not None:
+            return self.pseudonym_database
+        path = self.database.path
+        if path is None:
+            raise ValueError(
+                "pseudonym_database must be given where database is a URL; it must be another one"
+            )
+        return DatabaseAddress(str(path.with_name(f"{path.stem}-pseudonyms.sqlite")))

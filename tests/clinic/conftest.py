@@ -69,6 +69,8 @@ class Surroundings:
             "max_upload_bytes": 8 * 2**20,
             "patience_s": 0,
         }
+        if DatabaseAddress.of(database).path is None:
+            values["pseudonym_database"] = f"{self.blob_url}-pseudonyms.sqlite"
         return ClinicSettings.model_validate(values | changes)
 
 
