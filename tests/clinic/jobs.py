@@ -1,5 +1,7 @@
 """Jobs for the tests: forms, a worker process, waiting."""
 
+import base64
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+import redis
 from PIL import Image
 
 from tests.clinic.pictures import png
@@ -67,6 +70,23 @@ def until(is_so: Callable[[], object], timeout_s: float = 60) -> None:
     while not is_so():
         assert time.monotonic() < deadline, "it did not come to that"
         time.sleep(0.05)
+
+
+def everything_in(queue: redis.Redis) -> bytes:
+    """All keys and values that Redis holds, as they were written."""
+    read: dict[bytes, Callable[[bytes], Any]] = {
+        b"list": lambda key: queue.lrange(key, 0, -1),
+        b"hash": queue.hgetall,
+        b"zset": lambda key: queue.zrange(key, 0, -1),
+        b"set": queue.smembers,
+        b"string": queue.get,
+    }
+    found = [(key, read[queue.type(key)](key)) for key in queue.scan_iter()]
+    bodies = [
+        base64.b64decode(body)
+        for body in re.findall(rb'"body": "([A-Za-z0-9+/=]+)"', repr(found).encode())
+    ]
+    return repr((found, bodies)).encode()
 
 
 class WorkerProcess:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from services.clinic.questions_file import BadQuestions, read_questions
 from tests.clinic.jobs import scan, send
+from tests.clinic.test_rendering import ct
 
 A, B, SAME = scan(1), scan(2), scan(1)
 TWO = [("a.png", A), ("b.png", B)]
@@ -115,6 +116,24 @@ def test_an_image_that_zoom_refuses_is_named_by_its_row(jobs: httpx.Client):
     assert "row 4: " in problem.json()["detail"]
     assert "row 2: " not in problem.json()["detail"]
     assert nothing_was_kept(jobs)
+
+
+def test_a_row_says_which_picture_of_a_file_is_meant(jobs: httpx.Client):
+    volume = [("a.dcm", ct(3))]
+    questions = "image,question,frame,window\na.dcm,What?,2,\na.dcm,What?,3,brain\n"
+
+    job = send(jobs, volume, questions, window="lung").json()
+
+    assert job["num_items"] == 2
+    first, second = (item["image_sha256"] for item in job["items"])
+    assert first != second
+    without = send(jobs, volume, question="What?")
+    assert without.status_code == 422
+    assert without.json()["detail"].startswith("image 1: ")
+    assert "3 frames" in without.json()["detail"]
+    for cells, said in (("0,lung", "row 2: frame: "), ("1,x-ray", "row 2: window: ")):
+        refused = send(jobs, volume, f"image,question,frame,window\na.dcm,What?,{cells}\n")
+        assert said in refused.json()["detail"]
 
 
 def test_files_of_the_same_bytes_are_one_image(jobs: httpx.Client):
