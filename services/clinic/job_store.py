@@ -133,14 +133,14 @@ class JobStore:
                     )
                 )
 
-        self._transactions.run(work)
+        self._transactions.write(work)
 
     # -- reading ------------------------------------------------------------------------------
 
     def job(self, job_id: str) -> StoredJob:
         """The job. Raises `UnknownJob`."""
         statement = select(JobRow).where(JobRow.job_id == job_id)
-        found = self._transactions.run(lambda session: _jobs(session, session.scalars(statement)))
+        found = self._transactions.read(lambda session: _jobs(session, session.scalars(statement)))
         if not found:
             raise UnknownJob(f"no job {job_id}")
         return found[0]
@@ -157,7 +157,7 @@ class JobStore:
                 statement = statement.where(JobRow.number < number)
             return _jobs(session, session.scalars(statement))
 
-        return self._transactions.run(work)
+        return self._transactions.read(work)
 
     def items(self, job_id: str, after: int, limit: int) -> list[StoredItem]:
         """At most `limit` items that come after one, in order."""
@@ -168,7 +168,7 @@ class JobStore:
             .order_by(JobItemRow.number)
             .limit(limit)
         )
-        return self._transactions.run(
+        return self._transactions.read(
             lambda session: [_item(row, status) for row, status in session.execute(statement)]
         )
 
@@ -186,7 +186,7 @@ class JobStore:
             .where(JobItemRow.status == ItemStatus.QUEUED.value)
             .order_by(JobItemRow.row)
         )
-        return self._transactions.run(
+        return self._transactions.read(
             lambda session: [ItemName(*row) for row in session.execute(statement)]
         )
 
@@ -200,7 +200,7 @@ class JobStore:
                 JobRow.status == JobStatus.CANCELLED.value,
             )
         )
-        found = self._transactions.run(lambda session: list(session.scalars(statement)))
+        found = self._transactions.read(lambda session: list(session.scalars(statement)))
         return [case_id for case_id in found if case_id is not None]
 
     # -- working ------------------------------------------------------------------------------
@@ -216,7 +216,7 @@ class JobStore:
             .values(attempts=JobItemRow.attempts + 1)
             .returning(JobItemRow.attempts)
         )
-        return self._transactions.run(lambda session: session.scalar(statement))
+        return self._transactions.write(lambda session: session.scalar(statement), is_durable=False)
 
     def begin(self, name: ItemName, case: Case) -> None:
         """Write the case of a queued item; nothing happens if the item is not queued any more."""
@@ -239,7 +239,7 @@ class JobStore:
                 )
             )
 
-        self._transactions.run(work)
+        self._transactions.write(work)
 
     def fail(self, name: ItemName, reason: str) -> None:
         """End a queued item that will not be begun again."""
@@ -249,7 +249,7 @@ class JobStore:
             if row is not None:
                 _end(session, row, ItemStatus.QUEUED, ItemStatus.FAILED, reason)
 
-        self._transactions.run(work)
+        self._transactions.write(work)
 
     def cancel(self, job_id: str, now: datetime) -> None:
         """End a running job and the items that have not begun; nothing happens to another."""
@@ -264,30 +264,33 @@ class JobStore:
                     .values(status=ItemStatus.CANCELLED.value)
                 )
 
-        self._transactions.run(work)
+        self._transactions.write(work)
 
     def settle(self, now: datetime) -> list[StoredJob]:
         """Note what the cases of running items came to; the jobs that ended by it."""
+        ended = (
+            select(JobItemRow, CaseRow.document)
+            .join(CaseRow, CaseRow.case_id == JobItemRow.case_id)
+            .where(
+                JobItemRow.status == ItemStatus.RUNNING.value,
+                CaseRow.status != CaseStatus.RUNNING.value,
+            )
+        )
+        is_open = (
+            select(JobItemRow.row)
+            .where(JobItemRow.job_id == JobRow.job_id, JobItemRow.status.in_(_OPEN))
+            .exists()
+        )
+        over = select(JobRow).where(JobRow.status == JobStatus.RUNNING.value, ~is_open)
+
+        def is_due(session: Session) -> bool:
+            return any(session.execute(each.limit(1)).first() for each in (ended, over))
 
         def work(session: Session) -> list[StoredJob]:
-            ended = (
-                select(JobItemRow, CaseRow.document)
-                .join(CaseRow, CaseRow.case_id == JobItemRow.case_id)
-                .where(
-                    JobItemRow.status == ItemStatus.RUNNING.value,
-                    CaseRow.status != CaseStatus.RUNNING.value,
-                )
-            )
             for item, document in session.execute(ended).all():
                 case = Case.model_validate_json(document)
                 failure = case.failure and f"{case.failure.service}: {case.failure.reason}"
                 _end(session, item, ItemStatus.RUNNING, _STATUS_OF_CASE[case.status], failure)
-            is_open = (
-                select(JobItemRow.row)
-                .where(JobItemRow.job_id == JobRow.job_id, JobItemRow.status.in_(_OPEN))
-                .exists()
-            )
-            over = select(JobRow).where(JobRow.status == JobStatus.RUNNING.value, ~is_open)
             rows = {row.job_id: row for row in session.scalars(over)}
             ended_here: list[str] = []
             for job in _jobs(session, rows.values()):
@@ -298,7 +301,7 @@ class JobStore:
             again = select(JobRow).where(JobRow.job_id.in_(ended_here))
             return _jobs(session, session.scalars(again)) if ended_here else []
 
-        return self._transactions.run(work)
+        return self._transactions.write(work) if self._transactions.read(is_due) else []
 
 
 def _is(name: ItemName) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
