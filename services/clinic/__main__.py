@@ -8,6 +8,7 @@ from services.clinic.settings import ClinicSettings
 
 COMMANDS: dict[str, str] = {
     "calibrate": "services.clinic.calibrate_main",
+    "export-feedback": "services.clinic.feedback_export",
     "reidentify": "services.clinic.reidentify",
 }
 """Name → its module, which has a `main(argv)`."""
