@@ -310,3 +310,16 @@ def test_an_item_on_which_work_always_breaks_off_fails(idle: httpx.Client, tmp_p
     assert item["case_id"] is None
     assert ended(idle, job)["status"] == "done_with_failures"
     assert read(idle, "/v1/cases")["cases"] == []
+
+
+def test_a_case_that_was_written_and_never_begun_is_begun_by_the_sweep(
+    idle: httpx.Client, policy: ScriptedPolicy, tmp_path: Path
+):
+    policy.rehearse([answer("A")])
+    job = study(idle, 1)
+    store = CaseStore(DatabaseAddress.of(tmp_path / "clinic.sqlite"))
+    name, jobs = ItemName(job["job_id"], 1), JobStore(store.transactions)
+    jobs.begin(name, jobs.item(name).document.case)  # as by a request that was cut off after it
+    store.close()
+
+    assert ended(idle, job)["status"] == "done"
