@@ -12,6 +12,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "trainer": ("services.trainer.__main__", "GRPO: consume, step, checkpoint, publish"),
     "clinic": ("services.clinic.__main__", "clinician-facing API and viewer"),
     "clinic-worker": ("services.clinic.worker_main", "Celery worker: the items of clinic jobs"),
+    "ask": ("services.clinic.ask", "ask a clinic a question about an image, see its evidence"),
     "problems": ("services.problems.__main__", "render phantoms and scenes into problem sets"),
     "tiny-base": ("services.trainer.tiny.__main__", "supervised pre-training of the tiny policy"),
     "evaluation": ("services.evaluation.__main__", "run the agent over a problem set, score it"),

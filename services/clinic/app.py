@@ -16,8 +16,11 @@ from fastapi.staticfiles import StaticFiles
 from prometheus_client import CollectorRegistry
 
 from services.clinic.asking import acting
-from services.clinic.casework import Neighbours
+from services.clinic.casework import Standing
+from services.clinic.confidence import load_calibration
 from services.clinic.desk import CaseDesk, utc_now
+from services.clinic.feedback import reviewing
+from services.clinic.feedback_store import FeedbackStore
 from services.clinic.follow_ups import follow_ups
 from services.clinic.following import Bells
 from services.clinic.idempotency import Repetitions
@@ -26,7 +29,9 @@ from services.clinic.job_queue import ItemSender
 from services.clinic.job_routes import jobs_router
 from services.clinic.job_store import JobStore
 from services.clinic.metrics import ClinicMetrics
+from services.clinic.provenance import code_version
 from services.clinic.pseudonyms import Pseudonyms
+from services.clinic.rounds import Neighbours
 from services.clinic.routes import router
 from services.clinic.settings import ClinicSettings
 from services.clinic.state import ClinicState, attach
@@ -59,12 +64,19 @@ def _add_viewer(app: FastAPI) -> None:
 
 
 def create_app(settings: ClinicSettings, http: httpx.AsyncClient | None = None) -> FastAPI:
-    """A fresh clinic; `http` is how it reaches policy, zoom and cca (its own client by default)."""
+    """A fresh clinic; `http` is how it reaches policy, zoom and cca (its own client by default).
+
+    Raises `CalibrationError` if the settings name a calibration that cannot be used.
+    """
     registry = CollectorRegistry()
     metrics = ClinicMetrics(registry)
     timeout = httpx.Timeout(settings.case_timeout_s, connect=5.0)
     client = http or open_client(timeout)
     blobs = BlobStore(settings.blob_url)
+    path = settings.calibration
+    standing = Standing(
+        None if path is None else load_calibration(path), code_version(settings.revision)
+    )
     neighbours = Neighbours(
         policy=PolicyClient(settings.policy_url, client),
         zoom=ZoomClient(settings.zoom_url, client),
@@ -77,12 +89,13 @@ def create_app(settings: ClinicSettings, http: httpx.AsyncClient | None = None) 
         store = CaseStore(settings.database)
         bells = Bells(metrics)
         pseudonyms = Pseudonyms(settings.pseudonyms)
-        desk = CaseDesk(settings, store, pseudonyms, neighbours, metrics, bells)
+        desk = CaseDesk(settings, store, pseudonyms, neighbours, standing, metrics, bells)
         sender = None if settings.redis_url is None else ItemSender(settings.redis_url)
         jobs = JobDesk(JobStore(store.transactions), desk, sender, metrics, utc_now)
         state = ClinicState(
             settings=settings,
             store=store,
+            feedback=FeedbackStore(store),
             blobs=blobs,
             desk=desk,
             jobs=jobs,
@@ -136,5 +149,6 @@ def create_app(settings: ClinicSettings, http: httpx.AsyncClient | None = None) 
     app.include_router(follow_ups)
     app.include_router(jobs_router)
     app.include_router(router)
+    app.include_router(reviewing)
     _add_viewer(app)
     return app

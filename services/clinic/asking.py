@@ -23,7 +23,8 @@ from services.clinic.examples import (
 from services.clinic.following import LAST_EVENT, follow
 from services.clinic.headers import Key, Waiting, sent, waited
 from services.clinic.idempotency import fingerprint_of
-from services.clinic.state import CaseId, State, found_case, no_such_case
+from services.clinic.showing import as_stored, hides_words, shown, shown_event
+from services.clinic.state import CaseId, Show, State, found_case, no_such_case
 from services.clinic.store import Answer, Repeatable, UnknownCase
 from services.clinic.submission import (
     RENDERING_FIELDS,
@@ -37,7 +38,7 @@ from shared.errors import ApiProblem
 
 acting = APIRouter(prefix="/v1", tags=["cases"])
 
-_FIELDS = ("image", "question", "choices", "k", "seed", *RENDERING_FIELDS)
+_FIELDS = ("image", "question", "choices", "k", "seed", "verify", *RENDERING_FIELDS)
 
 
 async def _only_known_fields(request: Request) -> None:
@@ -51,6 +52,7 @@ async def _only_known_fields(request: Request) -> None:
     summary="Ask a question about an image",
     description="Waits for the end of the case, or as long as `Prefer: wait` says. 201 also for a "
     "case that abstained or failed: its `status` says so, and it stays readable under its id. "
+    "An answer that is too unsure or unsupported is withheld (`is_withheld`). "
     "Research use only. Not a medical device.",
     response_model=Case,
     responses={
@@ -88,6 +90,13 @@ async def create_case(
     seed: Annotated[
         int | None, Form(description="Makes the case repeatable.", examples=[7])
     ] = None,
+    verify: Annotated[
+        bool,
+        Form(
+            description="Ask twice more, with the evidence blanked and with as much area elsewhere "
+            "blanked: `verification` says whether the answer changed. Takes three times as long."
+        ),
+    ] = False,
 ) -> Response:
     """Check the form, work the case, return it."""
     submission = check_submission(
@@ -98,6 +107,7 @@ async def create_case(
         choices=choices or [],
         k=k,
         seed=seed,
+        verify=verify,
         rendering=rendering,
     )
 
@@ -112,6 +122,7 @@ async def create_case(
         fingerprint = fingerprint_of(
             *("ask", image_sha256, image.content_type, question, choices, k, seed),
             rendering.model_dump(),
+            *(["verify"] if verify else []),
         )
     return sent(await state.repetitions.once(key, fingerprint, work))
 
@@ -135,7 +146,7 @@ async def cancel_case(state: State, key: Key, case_id: CaseId) -> Response:
             case = await state.desk.cancel(case_id)
         except UnknownCase as error:
             raise no_such_case(error) from error
-        return Answer(status=HTTPStatus.OK, headers={}, body=case.model_dump_json())
+        return Answer(status=HTTPStatus.OK, headers={}, body=shown(case).model_dump_json())
 
     return sent(await state.repetitions.once(key, fingerprint_of("cancel", case_id), work))
 
@@ -145,7 +156,8 @@ async def cancel_case(state: State, key: Key, case_id: CaseId) -> Response:
     summary="Follow a case as it runs",
     description="Server-sent events, each with its number as `id`, the kind as `event` and JSON as "
     "`data`. The last one is `done`; a finished case is replayed. `Last-Event-ID` goes on after "
-    "that event, with 204 where nothing can follow.",
+    "that event, with 204 where nothing can follow. Where the answer is withheld, or may still be, "
+    "thoughts and answers are left out unless `show=withheld` asks for them.",
     response_class=StreamingResponse,
     responses={
         200: {
@@ -163,9 +175,10 @@ async def follow_case(
         int | None,
         Header(ge=0, le=2**31 - 1, description="Number of the last event seen.", examples=[3]),
     ] = None,
+    show: Show = None,
 ) -> Response:
     """The events of a case after the last one seen."""
-    await asyncio.to_thread(found_case, state, case_id)
+    case = await asyncio.to_thread(found_case, state, case_id)
     after = last_event_id or 0
     last = await asyncio.to_thread(state.store.last_event, case_id)
     if after > (0 if last is None else last.number):
@@ -182,11 +195,15 @@ async def follow_case(
             "Too many event streams",
             f"{state.settings.max_event_streams} are being read; come back later",
         )
+    is_hidden = hides_words(case)
+    if is_hidden and show is not None:
+        state.metrics.withheld_shown.labels("events").inc()
     events = follow(
         state.store,
         state.bells,
         case_id,
         after,
+        present=shown_event if is_hidden and show is None else as_stored,
         heartbeat_s=state.settings.heartbeat_s,
         stream_s=state.settings.event_stream_s,
     )

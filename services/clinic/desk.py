@@ -22,12 +22,13 @@ from http import HTTPStatus
 from typing import Literal, TypeVar, cast
 
 from services.clinic.admission import Admitted, admit, admit_again, case_image
-from services.clinic.casework import Neighbours, Stopwatch, answer_case
+from services.clinic.casework import Standing, Stopwatch, answer_case
 from services.clinic.conversation import MAX_EARLIER, ContextFull
 from services.clinic.diary import Diary
 from services.clinic.following import Bells
 from services.clinic.metrics import ClinicMetrics
 from services.clinic.pseudonyms import Pseudonyms, UnknownPseudonym
+from services.clinic.rounds import Neighbours
 from services.clinic.settings import ClinicSettings
 from services.clinic.store import CaseStore, Repeatable, UnfinishedCase, UnknownCase
 from services.clinic.submission import Asked, Submission
@@ -76,6 +77,7 @@ class CaseDesk:
         store: CaseStore,
         pseudonyms: Pseudonyms,
         neighbours: Neighbours,
+        standing: Standing,
         metrics: ClinicMetrics,
         bells: Bells,
         *,
@@ -86,6 +88,7 @@ class CaseDesk:
         self._store = store
         self.pseudonyms = pseudonyms
         self._neighbours = neighbours
+        self._standing = standing
         self._metrics = metrics
         self._bells = bells
         self._now = now
@@ -330,7 +333,9 @@ class CaseDesk:
             earlier = await asyncio.to_thread(self._store.conversation, case.follows)
         while True:
             try:
-                return await answer_case(self._neighbours, case, watch, tell, earlier)
+                return await answer_case(
+                    self._neighbours, self._standing, case, watch, tell, earlier
+                )
             except BoundaryError as error:
                 if not error.is_transient or time.monotonic() + pause_s > give_up_at:
                     raise

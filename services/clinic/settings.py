@@ -1,5 +1,6 @@
 """Settings of the clinic: where its neighbours are, what it keeps, how much it accepts."""
 
+from pathlib import Path
 from typing import Self
 
 from pydantic import Field, model_validator
@@ -12,7 +13,11 @@ from shared.service.settings import RedisUrl, ServiceSettings, settings_config
 
 
 class ClinicSettings(ServiceSettings):
-    """Serve the clinic: a case API and its viewer. Research use only. Not a medical device."""
+    """Serve the clinic: a case API and its viewer. Research use only. Not a medical device.
+
+    Other commands of `medvr clinic`, each with its own --help: calibrate, export-feedback,
+    reidentify.
+    """
 
     model_config = settings_config("clinic")
 
@@ -35,6 +40,14 @@ class ClinicSettings(ServiceSettings):
     """Whom the pseudonyms of the cases stand for, apart from the cases so that access to it can be:
     as `database`, and never the same one. If not given, a file beside that of the cases, named
     `<its name>-pseudonyms.sqlite`."""
+    calibration: Path | None = None
+    """Calibration made by `medvr clinic calibrate`; unset means that no answer has a confidence."""
+    abstain_below: float = Field(default=0.5, ge=0.0, le=1.0)
+    """An answer whose confidence is below this is withheld; 0 withholds none."""
+    withhold_unsupported: bool = True
+    """Withhold an answer that survives the loss of its evidence (`verify=true`)."""
+    revision: str = ""
+    """Revision of the code, for provenance; set it where an image is built."""
     default_k: int = Field(default=5, ge=1, le=MAX_TRAJECTORIES)
     """Trajectories per case where the request does not say."""
     max_upload_bytes: int = Field(default=64 * 1024 * 1024, ge=1024)

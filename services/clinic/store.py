@@ -265,8 +265,11 @@ class CaseStore:
 
     def keep(self, request: Repeatable, answer: Answer) -> None:
         """Keep the answer to a request under its key."""
-        encoded = msgspec.json.encode(answer)
-        self.transactions.write(lambda session: self._keep(session, request, answer=encoded))
+        self.transactions.write(lambda session: self.keep_in(session, request, answer))
+
+    def keep_in(self, session: Session, request: Repeatable, answer: Answer) -> None:
+        """Keep the answer to a request in the transaction of what it did."""
+        self._keep(session, request, answer=msgspec.json.encode(answer))
 
     def _keep(self, session: Session, request: Repeatable, **values: str | bytes) -> None:
         statement = self.transactions.insert(

@@ -110,7 +110,8 @@ def only_fields(
         raise _refuse("Request does not validate", f"{what}; {detail}")
 
 
-def _checked_text(text: str, what: str, max_chars: int) -> str:
+def checked_text(text: str, what: str, max_chars: int) -> str:
+    """A text trimmed, within its limit and without control tokens. Raises `ApiProblem`."""
     text = text.strip()
     if not text:
         raise _refuse(f"The {what} is empty", f"the {what} must have at least one character")
@@ -138,7 +139,7 @@ def _checked_choices(choices: Sequence[str], settings: ClinicSettings) -> list[s
             "one choice given; give two or more, or none for an open question",
         )
     checked = [
-        _checked_text(choice, f"choice {number}", settings.max_choice_chars)
+        checked_text(choice, f"choice {number}", settings.max_choice_chars)
         for number, choice in enumerate(choices, start=1)
     ]
     if len({choice.casefold() for choice in checked}) < len(checked):
@@ -166,6 +167,7 @@ def check_question(
     choices: Sequence[str],
     k: int | None,
     seed: int | None,
+    verify: bool = False,
 ) -> Asked:
     """A question with its sampling. Raises `ApiProblem`. Without a seed one is drawn."""
     num_trajectories = settings.default_k if k is None else k
@@ -176,13 +178,16 @@ def check_question(
     if seed is not None and not 0 <= seed <= MAX_SEED:
         raise _refuse("seed is out of range", f"0 to {MAX_SEED} is accepted")
     return Asked(
-        question=_checked_text(question, "question", settings.max_question_chars),
+        question=checked_text(question, "question", settings.max_question_chars),
         choices=_checked_choices(choices, settings),
         settings=CaseSettings(
             num_trajectories=num_trajectories,
             seed=secrets.randbelow(2**32) if seed is None else seed,
             temperature=0.0 if num_trajectories == 1 else 1.0,
             max_turn_tokens=settings.max_turn_tokens,
+            verify=verify,
+            abstain_below=0.0 if settings.calibration is None else settings.abstain_below,
+            withhold_unsupported=verify and settings.withhold_unsupported,
         ),
     )
 
@@ -197,9 +202,12 @@ def check_submission(
     k: int | None,
     seed: int | None,
     rendering: RenderingRequest,
+    verify: bool = False,
 ) -> Submission:
     """The form as a `Submission`. Raises `ApiProblem`."""
-    asked = check_question(settings, question=question, choices=choices, k=k, seed=seed)
+    asked = check_question(
+        settings, question=question, choices=choices, k=k, seed=seed, verify=verify
+    )
     return Submission(
         image=_checked_image(image, settings),
         media_type=media_type,

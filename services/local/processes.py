@@ -166,12 +166,14 @@ class CommandLines:
         """Rewards and consensus."""
         return self._service("cca", self.ports.cca)
 
-    def clinic(self) -> ProcessSpec:
-        """The clinician-facing API."""
+    def clinic(self, calibration: Path | None = None) -> ProcessSpec:
+        """The clinician-facing API; with the calibration of the policy served, if it has one."""
+        calibrated = () if calibration is None else ("--calibration", str(calibration))
         return self._service(
             "clinic",
             self.ports.clinic,
             *self._agent_flags,
+            *calibrated,
             *("--blob-url", str(self.paths.blobs)),
             *("--database", str(self.paths.database)),
             *("--redis-url", self.redis_url),

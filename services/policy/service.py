@@ -133,6 +133,7 @@ class PolicyService:
             model=manifest.name,
             run=serving.run,
             version=serving.version,
+            weights_sha256=serving.sha256,
             channel=None if self._settings.channel == "none" else self._settings.channel,
             entropy_mode="exact" if self._settings.entropies else "off",
             tools=manifest.tools,

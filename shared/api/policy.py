@@ -141,6 +141,8 @@ class PolicyDescription(WireModel):
     run: str
     """Training run the weights come from; `base` before any swap."""
     version: int
+    weights_sha256: str | None
+    """Digest of the weights served, the same wherever they lie; null for a checkpoint on a hub."""
     channel: str | None
     """The weights channel this replica follows."""
     entropy_mode: Literal["exact", "off"]

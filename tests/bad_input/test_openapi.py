@@ -118,7 +118,7 @@ def with_picture(form: dict[str, Any]) -> None:
     many = isinstance(form.get("images"), list)
     if (many or isinstance(form.get("image"), str)) and form.get("question"):
         picture = "images" if many else "image"
-        for name in set(form) - {picture, "question", "choices", "k", "seed"}:
+        for name in set(form) - {picture, "question", "choices", "k", "seed", "verify"}:
             del form[name]
         form[picture] = [PICTURE] * len(form["images"]) if many else PICTURE
         if type(form.get("k")) is int:
@@ -133,8 +133,9 @@ def test_zoom_answers_as_its_document_says(tmp_path: Path, free_port: Callable[[
     with clean("zoom", free_port(), tmp_path, "--blob-url", str(tmp_path / "blobs")) as server:
         answer = httpx.post(f"{server.url}/v1/images", content=PICTURE, trust_env=False)
         num_sent = exercise(f"{server.url}/openapi.json", known_image(answer.json()["image"]))
-    assert len(num_sent) == 7
+    assert len(num_sent) == 8
     assert num_sent["POST /v1/crops"] >= 25
+    assert num_sent["POST /v1/blanks"] >= 25
 
 
 def test_the_scorer_answers_as_its_document_says(
@@ -180,6 +181,6 @@ def test_the_clinic_answers_as_its_document_says(
             cases = httpx.get(f"{server.url}/v1/cases", trust_env=False).json()["cases"]
             jobs = httpx.get(f"{server.url}/v1/jobs", trust_env=False).json()["jobs"]
     assert num_sent["POST /v1/cases"] >= 25
-    assert len(num_sent) == 16
+    assert len(num_sent) == 19
     assert cases, "some forms were asked"
     assert jobs, "some of many questions were, too"

@@ -12,6 +12,7 @@ from PIL import Image
 from services.cca.app import create_app as create_cca
 from services.cca.settings import CcaSettings
 from services.clinic.app import create_app
+from services.clinic.ask import main as medvr_ask
 from services.clinic.settings import ClinicSettings
 from services.problems.phantoms import OPTIONS, QUESTION, render_phantom
 from services.zoom.app import create_app as create_zoom
@@ -19,6 +20,7 @@ from services.zoom.settings import ZoomSettings
 from shared.api.policy import GenerateRequest, ImageSegment, TextSegment
 from shared.geometry import Box, PixelLimits
 from shared.render import encode_png, show_region
+from shared.weights import weights_sha256
 from tests.clinic.browser import opened_viewer
 from tests.clinic.conftest import served
 from tests.clinic.pictures import png
@@ -142,6 +144,47 @@ def test_a_follow_up_is_answered_in_the_context_of_the_first_question(
     assert written == sorted(written)
     assert text.count(QUESTION) == 2
     assert second["context"]["dropped"] == []
+
+
+def test_the_command_shows_what_the_real_policy_did(
+    clinic: httpx.Client, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    scan, drawn = tmp_path / "scan.png", tmp_path / "evidence.png"
+    scan.write_bytes(png(PHANTOM.image))
+    choices = [flag for option in OPTIONS for flag in ("-c", option)]
+    where = ["--url", str(clinic.base_url), "--out", str(drawn)]
+
+    with pytest.raises(SystemExit) as end:
+        medvr_ask([str(scan), QUESTION, *choices, "-k", "1", *where])
+    out, err = capsys.readouterr()
+
+    case = clinic.get(f"/v1/cases/{err.split()[1]}").json()
+    assert (end.value.code, case["status"]) in ((0, "answered"), (3, "abstained"))
+    assert f"Answer      {case['answer']}: {case['option_text']}" in out
+    places = [f"x {z['box']['x1']}–{z['box']['x2']}" for z in case["evidence"]]
+    assert places, "the base policy zooms"
+    listed = [line for line in out.splitlines() if line.startswith("Evidence ")]
+    assert [line.split("  ")[1].split(",")[0] for line in listed] == places
+    assert "1 trajectory" in err
+    assert Image.open(drawn).format == "PNG"
+
+
+def test_the_real_policy_is_asked_again_without_its_evidence(clinic: httpx.Client):
+    case = clinic.get(ask(clinic, verify="true", k="3")["links"]["self"] + "?show=withheld").json()
+    found = case["verification"]
+
+    assert case["status"] in ("answered", "abstained"), case["failure"]
+    assert (found is None) == (case["answer"] is None)
+    if found is not None and found["evidence_blanked"] is not None:
+        without = found["evidence_blanked"]
+        assert found["supported"] == without["changed"] == (without["answer"] != case["answer"])
+        assert sum(without["votes"].values()) <= 3
+        assert case["timings"]["evidence_blanked_s"] > 0
+    digest = weights_sha256(BASE)
+    assert digest is not None
+    assert case["provenance"]["weights_sha256"] == digest
+    sure = [a["answer_token_probability"] for a in case["attempts"] if a["answer"] is not None]
+    assert all(0 < probability <= 1 for probability in sure)
 
 
 def test_the_page_shows_what_the_real_policy_did(clinic: httpx.Client):

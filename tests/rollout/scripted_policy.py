@@ -116,6 +116,7 @@ class ScriptedPolicy:
             model="scripted",
             run=self.run,
             version=self.version,
+            weights_sha256="a" * 64,
             channel=None,
             entropy_mode="exact",
             tools=["zoom_in"],
