@@ -186,19 +186,9 @@ async def create_job(
     if key is not None:
         names = [image.filename for image in images] if questions is not None else []
         asked = [] if questions is None else await image_hashes([questions])
+        settings = (k, seed, verify, rendering.model_dump())
         fingerprint = fingerprint_of(
-            *(
-                "job",
-                hashes,
-                names,
-                asked,
-                question,
-                form.choices,
-                k,
-                seed,
-                verify,
-                rendering.model_dump(),
-            )
+            *("job", hashes, names, asked, question, form.choices), *settings
         )
     return sent(await state.repetitions.once(key, fingerprint, work))
 

@@ -5,9 +5,9 @@
 
 UTF-8, comma-separated, with a header. `image` is the name of an uploaded file or the SHA-256 of
 its bytes; `choices` is one cell with | between them, or several columns of that name. The other
-columns are fields of a case's form: k, seed, verify, and which picture of the file is meant (frame, axis,
-index, window, window_center, window_width). `image` and `question` are needed. No cell is ever
-quoted in an error: a name or a question may tell who the patient is.
+columns are fields of a case's form: k, seed, verify, and which picture of the file is meant
+(frame, axis, index, window, window_center, window_width). `image` and `question` are needed. No
+cell is ever quoted in an error: a name or a question may tell who the patient is.
 """
 
 import csv
