@@ -15,7 +15,7 @@ A failure is logged by its kind and place, never by its message, which may quote
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from http import HTTPStatus
@@ -23,6 +23,7 @@ from typing import Literal, TypeVar, cast
 
 from services.clinic.admission import Admitted, admit, case_image
 from services.clinic.casework import Standing, Stopwatch, answer_case
+from services.clinic.diary import Diary
 from services.clinic.following import Bells
 from services.clinic.metrics import ClinicMetrics
 from services.clinic.pseudonyms import Pseudonyms
@@ -32,7 +33,6 @@ from services.clinic.store import CaseStore, Repeatable, UnfinishedCase, Unknown
 from services.clinic.submission import Submission
 from services.clinic.telling import Tell
 from services.clinic.transactions import DatabaseAway
-from shared.api.case_events import CaseEvent
 from shared.api.clinic import Case, CaseFailure, CaseStatus
 from shared.api.zoom import IngestResponse
 from shared.errors import ApiProblem, BlobError, BoundaryError, ZoomError
@@ -227,26 +227,21 @@ class CaseDesk:
                 attempt = await self._patiently_stored(partial(self._store.begin, case.case_id))
             except UnknownCase:  # it was cancelled before it began
                 return await asyncio.to_thread(self._store.get, case.case_id)
+            diary = Diary(self._store, self._bells, self._metrics, case.case_id, attempt)
             try:
-                final = await self._final(case, watch, self._tell_of(case.case_id, attempt))
+                final = await self._final(case, watch, diary.tell)
             except asyncio.CancelledError:
+                await diary.close()
                 self._store.release(case.case_id, attempt)
                 raise
-            if await self._patiently_stored(partial(self._store.finish, final, attempt)):
+            last = await diary.close()
+            if await self._patiently_stored(partial(self._store.finish, final, attempt, last)):
+                diary.count(last)
                 self._report(final)
                 return final
             return await asyncio.to_thread(self._store.get, case.case_id)
         finally:
             self._slots.release()
-
-    def _tell_of(self, case_id: str, attempt: int) -> Tell:
-        async def tell(events: Sequence[CaseEvent]) -> None:
-            if await asyncio.to_thread(self._store.tell, case_id, attempt, events):
-                for event in events:
-                    self._metrics.events.labels(event.event).inc()
-                self._bells.ring(case_id)
-
-        return tell
 
     async def _final(self, case: Case, watch: Stopwatch, tell: Tell) -> Case:
         """The case as it ends; whatever goes wrong makes it a failed one."""

@@ -63,7 +63,7 @@ class FeedbackStore:
             if request is not None and answer is not None:
                 self._cases.keep_in(session, request, answer)
 
-        self._cases.transactions.run(work)
+        self._cases.transactions.write(work)
 
     def _added(self, session: Session, feedback: Feedback, document: str) -> bool:
         """Write a version; False if there is one of its number. Raises `StaleFeedback` at a gap."""
@@ -90,7 +90,7 @@ class FeedbackStore:
             .where(FeedbackRow.case_id == case_id)
             .order_by(FeedbackRow.version)
         )
-        documents = self._cases.transactions.run(
+        documents = self._cases.transactions.read(
             lambda session: session.execute(statement).scalars().all()
         )
         return [Feedback.model_validate_json(document) for document in documents]
@@ -126,6 +126,6 @@ class FeedbackStore:
             .order_by(CaseRow.number)
             .limit(limit)
         )
-        return self._cases.transactions.run(
+        return self._cases.transactions.read(
             lambda session: [(row[0], row[1], row[2]) for row in session.execute(statement)]
         )

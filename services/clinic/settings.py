@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from services.clinic.address import Database, DatabaseAddress
 from shared.api.clinic import MAX_TRAJECTORIES
 from shared.clients.replicas import ServiceUrls
+from shared.errors import MedvrError
 from shared.service.settings import ServiceSettings, settings_config
 
 
@@ -76,18 +77,18 @@ class ClinicSettings(ServiceSettings):
 
     @model_validator(mode="after")
     def _pseudonyms_are_kept_apart(self) -> Self:
-        if str(self.pseudonyms) == str(self.database):
+        if str(self.pseudonym_database) == str(self.database):
             raise ValueError("pseudonym_database must not be the database of the cases")
         return self
 
     @property
     def pseudonyms(self) -> DatabaseAddress:
-        """Where the pseudonyms are kept. Raises `ValueError` if that is not known."""
+        """Where the pseudonyms are kept. Raises `MedvrError` if nothing says it."""
         if self.pseudonym_database is not None:
             return self.pseudonym_database
         path = self.database.path
         if path is None:
-            raise ValueError(
-                "pseudonym_database must be given where database is a URL; it must be another one"
+            raise MedvrError(
+                "pseudonym_database must be given where database is a URL, and be another one"
             )
         return DatabaseAddress(str(path.with_name(f"{path.stem}-pseudonyms.sqlite")))
