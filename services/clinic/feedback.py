@@ -7,7 +7,6 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Response
 
-from services.clinic.asking import Key, sent
 from services.clinic.desk import utc_now
 from services.clinic.examples import KEY_PROBLEMS, UNKNOWN_CASE, json_example, merged
 from services.clinic.feedback_examples import (
@@ -17,6 +16,7 @@ from services.clinic.feedback_examples import (
     FEEDBACK_PROBLEMS,
 )
 from services.clinic.feedback_store import StaleFeedback
+from services.clinic.headers import Key, sent
 from services.clinic.idempotency import fingerprint_of
 from services.clinic.state import CaseId, State, found_case
 from services.clinic.store import Answer, Repeatable

@@ -89,6 +89,15 @@ class ClinicMetrics:
             registry=registry,
         )
 
+        self.jobs = Counter(
+            "medvr_clinic_jobs", "Jobs that ended, by status.", ["status"], registry=registry
+        )
+        self.items_sent_again = Counter(
+            "medvr_clinic_items_sent_again",
+            "Waiting items whose message was lost.",
+            registry=registry,
+        )
+
     def observe(self, case: Case) -> None:
         """Count a case that ended."""
         self._cases.labels(case.status.value).inc()

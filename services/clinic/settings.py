@@ -9,7 +9,7 @@ from services.clinic.address import Database, DatabaseAddress
 from shared.api.clinic import MAX_TRAJECTORIES
 from shared.clients.replicas import ServiceUrls
 from shared.errors import MedvrError
-from shared.service.settings import ServiceSettings, settings_config
+from shared.service.settings import RedisUrl, ServiceSettings, settings_config
 
 
 class ClinicSettings(ServiceSettings):
@@ -52,6 +52,15 @@ class ClinicSettings(ServiceSettings):
     """Trajectories per case where the request does not say."""
     max_upload_bytes: int = Field(default=64 * 1024 * 1024, ge=1024)
     """Largest image file accepted, in bytes."""
+    redis_url: RedisUrl | None = None
+    """Redis whose queue the clinic's workers read, one database per clinic; without it there are
+    no jobs."""
+    max_job_items: int = Field(default=500, ge=1, le=1000)
+    """Most questions, and most images, of one job."""
+    max_job_bytes: int = Field(default=1024 * 1024 * 1024, ge=1024)
+    """Largest job accepted, all its files together, in bytes."""
+    job_sweep_s: float = Field(default=10.0, gt=0)
+    """Seconds between two looks for items of jobs that were left undone."""
     max_question_chars: int = Field(default=2000, ge=1)
     """Longest question, in characters."""
     max_choice_chars: int = Field(default=500, ge=1)

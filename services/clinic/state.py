@@ -12,6 +12,7 @@ from services.clinic.examples import EXAMPLE_ID
 from services.clinic.feedback_store import FeedbackStore
 from services.clinic.following import Bells
 from services.clinic.idempotency import Repetitions
+from services.clinic.job_desk import JobDesk
 from services.clinic.metrics import ClinicMetrics
 from services.clinic.settings import ClinicSettings
 from services.clinic.store import CaseStore, UnknownCase
@@ -34,6 +35,7 @@ class ClinicState(msgspec.Struct, frozen=True, kw_only=True):
     feedback: FeedbackStore
     blobs: BlobStore
     desk: CaseDesk
+    jobs: JobDesk
     bells: Bells
     repetitions: Repetitions
     metrics: ClinicMetrics
