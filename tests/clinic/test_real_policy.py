@@ -177,7 +177,8 @@ def test_the_command_shows_what_the_real_policy_did(
     listed = [line for line in out.splitlines() if line.startswith("Evidence ")]
     assert [line.split("  ")[1].split(",")[0] for line in listed] == places
     assert "1 trajectory" in err
-    assert Image.open(drawn).format == "PNG"
+    with Image.open(drawn) as picture:
+        assert picture.format == "PNG"
 
 
 def test_the_real_policy_is_asked_again_without_its_evidence(clinic: httpx.Client):
