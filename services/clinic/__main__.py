@@ -8,6 +8,7 @@ from services.clinic.settings import ClinicSettings
 
 COMMANDS: dict[str, str] = {
     "calibrate": "services.clinic.calibrate_main",
+    "export-feedback": "services.clinic.feedback_export",
     "reidentify": "services.clinic.reidentify",
 }
 """Name → its module, which has a `main(argv)`."""
@@ -40,8 +41,9 @@ def serve_clinic(argv: Sequence[str]) -> None:
 
     configure_logs("clinic", settings.log_level)
     with plain_errors():
+        pseudonyms = settings.pseudonyms
         CaseStore(settings.database).close()
-        Pseudonyms(settings.pseudonyms).close()
+        Pseudonyms(pseudonyms).close()
         app = create_app(settings)
         serve(app, settings.host, settings.port, on_stop=lambda: hang_up(app))
 

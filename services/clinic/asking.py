@@ -21,78 +21,29 @@ from services.clinic.examples import (
     merged,
 )
 from services.clinic.following import LAST_EVENT, follow
-from services.clinic.idempotency import KEY_PATTERN, fingerprint_of, key_of, made
-from services.clinic.preference import wait_preference_s
+from services.clinic.headers import Key, Waiting, sent, waited
+from services.clinic.idempotency import fingerprint_of
 from services.clinic.showing import as_stored, hides_words, shown, shown_event
 from services.clinic.state import CaseId, Show, State, found_case, no_such_case
 from services.clinic.store import Answer, Repeatable, UnknownCase
-from services.clinic.submission import asked_rendering, check_submission
-from shared.api.clinic import MAX_TRAJECTORIES, Case, CaseStatus
+from services.clinic.submission import (
+    RENDERING_FIELDS,
+    asked_rendering,
+    check_submission,
+    only_fields,
+)
+from shared.api.clinic import MAX_TRAJECTORIES, Case
 from shared.api.zoom import RenderingRequest
 from shared.errors import ApiProblem
 
 acting = APIRouter(prefix="/v1", tags=["cases"])
 
-_REPEATED = "choices"
-_RENDERING = ("frame", "axis", "index", "window", "window_center", "window_width")
-_FIELDS = ("image", "question", _REPEATED, "k", "seed", "verify", *_RENDERING)
+_FIELDS = ("image", "question", "choices", "k", "seed", "verify", *RENDERING_FIELDS)
 
 
 async def _only_known_fields(request: Request) -> None:
-    """A misspelt field would be missed in silence, and of two questions one. Raises `ApiProblem`.
-
-    FastAPI has parsed the form already, so this reads nothing.
-    """
-    names = [name for name, _ in (await request.form()).multi_items()]
-    unknown = sorted(set(names) - set(_FIELDS))
-    repeated = sorted({n for n in names if n != _REPEATED and names.count(n) > 1})
-    detail = f"accepted: {', '.join(_FIELDS)}; only {_REPEATED} may be repeated"
-    if unknown or repeated:
-        what = f"unknown field {unknown[0][:64]!r}" if unknown else f"{repeated[0]} is given twice"
-        raise ApiProblem(
-            HTTPStatus.UNPROCESSABLE_ENTITY, "Request does not validate", f"{what}; {detail}"
-        )
-
-
-def _key(
-    request: Request,
-    idempotency_key: Annotated[  # noqa: ARG001 - for the document
-        str | None,
-        Header(
-            description="Makes the request safe to repeat: a repetition is sent the first answer "
-            "and does nothing. Of a request that was refused, nothing is kept.",
-            json_schema_extra={"pattern": KEY_PATTERN},
-            examples=['"8e03978e-40d5-43e8-bc93-6894a57f9324"'],
-        ),
-    ] = None,
-) -> str | None:
-    return key_of(request.headers.getlist("idempotency-key"))
-
-
-def _wait_s(
-    request: Request,
-    state: State,
-    prefer: Annotated[  # noqa: ARG001 - for the document
-        str | None,
-        Header(
-            description="`wait=N`: answer within N seconds, with 202 if the case has not ended. "
-            "N over the clinic's longest wait counts as that. What is malformed is ignored.",
-            examples=["wait=10"],
-        ),
-    ] = None,
-) -> int | None:
-    wait_s = wait_preference_s(request.headers.getlist("prefer"))
-    return None if wait_s is None else min(wait_s, state.settings.max_wait_s)
-
-
-Key = Annotated[str | None, Depends(_key)]
-WaitS = Annotated[int | None, Depends(_wait_s)]
-
-
-def _sent(answer: Answer) -> Response:
-    return Response(
-        answer.body, answer.status, headers=answer.headers, media_type="application/json"
-    )
+    """FastAPI has parsed the form already, so this reads nothing. Raises `ApiProblem`."""
+    only_fields([name for name, _ in (await request.form()).multi_items()], _FIELDS)
 
 
 @acting.post(
@@ -117,7 +68,7 @@ def _sent(answer: Answer) -> Response:
 async def create_case(
     state: State,
     key: Key,
-    wait_s: WaitS,
+    wait: Waiting,
     rendering: Annotated[RenderingRequest, Depends(asked_rendering)],
     image: Annotated[
         UploadFile,
@@ -161,12 +112,9 @@ async def create_case(
     )
 
     async def work(request: Repeatable | None) -> Answer:
+        wait_s = None if wait is None else wait.seconds
         case = await state.desk.answer(submission, wait_s=wait_s, request=request)
-        if wait_s is None:
-            return made(case)
-        in_time = case.status is not CaseStatus.RUNNING
-        state.metrics.waits.labels("finished" if in_time else "running").inc()
-        return made(case, **{"preference-applied": f"wait={wait_s}"})
+        return waited(case, wait, state.metrics)
 
     fingerprint = ""
     if key is not None:
@@ -176,7 +124,7 @@ async def create_case(
             rendering.model_dump(),
             *(["verify"] if verify else []),
         )
-    return _sent(await state.repetitions.once(key, fingerprint, work))
+    return sent(await state.repetitions.once(key, fingerprint, work))
 
 
 @acting.post(
@@ -200,7 +148,7 @@ async def cancel_case(state: State, key: Key, case_id: CaseId) -> Response:
             raise no_such_case(error) from error
         return Answer(status=HTTPStatus.OK, headers={}, body=shown(case).model_dump_json())
 
-    return _sent(await state.repetitions.once(key, fingerprint_of("cancel", case_id), work))
+    return sent(await state.repetitions.once(key, fingerprint_of("cancel", case_id), work))
 
 
 @acting.get(

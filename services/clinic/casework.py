@@ -8,13 +8,14 @@ only time.
 import asyncio
 import base64
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
 import msgspec
 
 from services.clinic.confidence import Features, LoadedCalibration, confidence_of, unfit_for
+from services.clinic.conversation import reminded
 from services.clinic.provenance import provenance_of
 from services.clinic.reasoning import (
     attempt_of,
@@ -88,13 +89,25 @@ class Standing(msgspec.Struct, frozen=True):
 
 
 async def answer_case(
-    neighbours: Neighbours, standing: Standing, case: Case, watch: Stopwatch, tell: Tell
+    neighbours: Neighbours,
+    standing: Standing,
+    case: Case,
+    watch: Stopwatch,
+    tell: Tell,
+    earlier: Sequence[Case] = (),
 ) -> Case:
-    """The case answered or abstained, telling its course. Raises the `BoundaryError` it met."""
+    """The case answered or abstained, telling its course. Raises the `BoundaryError` it met.
+
+    `earlier` are the cases before a follow-up, oldest first.
+    """
     await tell([StartedEvent(num_trajectories=case.settings.num_trajectories)])
     with watch.stage("view_s"):
-        description = await neighbours.policy.of_group(case.case_id).describe()
+        policy = neighbours.policy.of_group(case.case_id)
+        description = await policy.describe()
         opened = await open_case(neighbours, description, case, case.image.sha256)
+        context = None
+        if earlier:
+            opened, context = await reminded(policy, description, opened, case, earlier)
     with watch.stage("trajectories_s"):
         trajectories = await run_trajectories(
             neighbours, case, description, opened, prefix=case.case_id, tell=tell
@@ -106,6 +119,7 @@ async def answer_case(
     versions = versions_of(trajectories)
     calibration = standing.calibration
     made_by = {
+        "context": context,
         "policy": CasePolicy(
             model=description.model,
             run=description.run,

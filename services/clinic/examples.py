@@ -28,6 +28,7 @@ from shared.api.clinic import (
     Case,
     CaseAttempt,
     CaseConsensus,
+    CaseContext,
     CaseEvidence,
     CaseImage,
     CasePage,
@@ -39,12 +40,14 @@ from shared.api.clinic import (
     CaseToolCall,
     CaseTurn,
     ClinicDescription,
+    ContextCase,
 )
 from shared.api.headers import Deidentification, ImageHeader
 from shared.api.zoom import WireBox
 from shared.service.problems import PROBLEM_SCHEMA
 
 EXAMPLE_ID = "5f0c1f5a6c1b4c0f9a3d2b1e8f7a6c5d"
+_FOLLOW_UP_ID = "b3d5a0c47e1f4f6e8c2a9d0b7f6e5a41"
 _CROP = "9c56cc51b374c3ba189210d5b6d4bf57790d351c96c47c02190ecf1e430635ab"
 _IMAGE = "2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae"
 _HEATMAP = "fcde2b2edba56bf408601fb721fe9b5c338d10ee429ea04fae5511b68fbf8fb9"
@@ -220,6 +223,24 @@ EXAMPLE_CANCELLED = shown(
     _RUNNING.model_copy(update={"status": CaseStatus.CANCELLED, "finished_at": _FINISHED})
 )
 
+EXAMPLE_FOLLOW_UP = Case(
+    case_id=_FOLLOW_UP_ID,
+    status=CaseStatus.ANSWERED,
+    created_at=_FINISHED,
+    finished_at=_FINISHED,
+    question="Is it on the left?",
+    choices=["yes", "no"],
+    image=EXAMPLE_CASE.image.model_copy(update={"url": f"/v1/cases/{_FOLLOW_UP_ID}/image"}),
+    settings=EXAMPLE_CASE.settings,
+    follows=EXAMPLE_ID,
+    context=CaseContext(
+        shown=[ContextCase(case_id=EXAMPLE_ID, num_crops_shown=1, num_crops_dropped=0)],
+        dropped=[],
+    ),
+    answer="B",
+    option_text="no",
+)
+
 _EXAMPLE_EVENTS: list[CaseEvent] = [
     StartedEvent(num_trajectories=3),
     TurnEvent(
@@ -361,6 +382,35 @@ CANCEL_PROBLEMS = problems(
         HTTPStatus.CONFLICT,
         "The case has ended",
         f"case {EXAMPLE_ID} is answered; only a running case can be cancelled",
+    ),
+)
+
+FOLLOW_UP_PROBLEMS = problems(
+    unknown_case=(HTTPStatus.NOT_FOUND, "No such case", f"no case {EXAMPLE_ID}"),
+    no_answer=(
+        HTTPStatus.CONFLICT,
+        "The case has no answer to go on from",
+        f"case {EXAMPLE_ID} is abstained; only an answered case can be followed",
+    ),
+    too_long=(
+        HTTPStatus.CONFLICT,
+        "The conversation is too long",
+        "17 questions were asked; at most 16 can be followed",
+    ),
+    too_large=(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        "Request Entity Too Large",
+        "the request has more than the 68157440 bytes that are accepted",
+    ),
+    no_form=(
+        HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+        "Unsupported content type",
+        "accepted: application/json, application/x-www-form-urlencoded, multipart/form-data",
+    ),
+    no_question=(
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        "Request does not validate",
+        "body.question: Field required",
     ),
 )
 

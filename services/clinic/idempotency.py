@@ -21,7 +21,7 @@ import msgspec
 from services.clinic.metrics import ClinicMetrics
 from services.clinic.showing import shown
 from services.clinic.store import Answer, CaseStore, Kept, Repeatable
-from shared.api.clinic import Case, CaseStatus
+from shared.api.clinic import KEY_OUTSTANDING, Case, CaseStatus
 from shared.errors import ApiProblem
 
 MAX_KEY_CHARS = 255
@@ -122,7 +122,7 @@ class Repetitions:
         self._count("running")
         return ApiProblem(
             HTTPStatus.CONFLICT,
-            "A request is outstanding for this Idempotency-Key",
+            KEY_OUTSTANDING,
             "the first request with this key is still being worked on; repeat it later",
         )
 

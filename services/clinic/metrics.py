@@ -76,10 +76,25 @@ class ClinicMetrics:
             ["outcome"],
             registry=registry,
         )
+        self.feedback = Counter(
+            "medvr_clinic_feedback",
+            "Feedback given, by verdict and role.",
+            ["verdict", "role"],
+            registry=registry,
+        )
         self.waits = Counter(
             "medvr_clinic_waits",
             "Requests with `Prefer: wait`, by whether the case ended in time.",
             ["outcome"],
+            registry=registry,
+        )
+
+        self.jobs = Counter(
+            "medvr_clinic_jobs", "Jobs that ended, by status.", ["status"], registry=registry
+        )
+        self.items_sent_again = Counter(
+            "medvr_clinic_items_sent_again",
+            "Waiting items whose message was lost.",
             registry=registry,
         )
 

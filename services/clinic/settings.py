@@ -8,11 +8,16 @@ from pydantic import Field, model_validator
 from services.clinic.address import Database, DatabaseAddress
 from shared.api.clinic import MAX_TRAJECTORIES
 from shared.clients.replicas import ServiceUrls
-from shared.service.settings import ServiceSettings, settings_config
+from shared.errors import MedvrError
+from shared.service.settings import RedisUrl, ServiceSettings, settings_config
 
 
 class ClinicSettings(ServiceSettings):
-    """Serve the clinic: a case API and its viewer. Research use only. Not a medical device."""
+    """Serve the clinic: a case API and its viewer. Research use only. Not a medical device.
+
+    Other commands of `medvr clinic`, each with its own --help: calibrate, export-feedback,
+    reidentify.
+    """
 
     model_config = settings_config("clinic")
 
@@ -47,6 +52,15 @@ class ClinicSettings(ServiceSettings):
     """Trajectories per case where the request does not say."""
     max_upload_bytes: int = Field(default=64 * 1024 * 1024, ge=1024)
     """Largest image file accepted, in bytes."""
+    redis_url: RedisUrl | None = None
+    """Redis whose queue the clinic's workers read, one database per clinic; without it there are
+    no jobs."""
+    max_job_items: int = Field(default=500, ge=1, le=1000)
+    """Most questions, and most images, of one job."""
+    max_job_bytes: int = Field(default=1024 * 1024 * 1024, ge=1024)
+    """Largest job accepted, all its files together, in bytes."""
+    job_sweep_s: float = Field(default=10.0, gt=0)
+    """Seconds between two looks for items of jobs that were left undone."""
     max_question_chars: int = Field(default=2000, ge=1)
     """Longest question, in characters."""
     max_choice_chars: int = Field(default=500, ge=1)
@@ -72,18 +86,18 @@ class ClinicSettings(ServiceSettings):
 
     @model_validator(mode="after")
     def _pseudonyms_are_kept_apart(self) -> Self:
-        if str(self.pseudonyms) == str(self.database):
+        if str(self.pseudonym_database) == str(self.database):
             raise ValueError("pseudonym_database must not be the database of the cases")
         return self
 
     @property
     def pseudonyms(self) -> DatabaseAddress:
-        """Where the pseudonyms are kept. Raises `ValueError` if that is not known."""
+        """Where the pseudonyms are kept. Raises `MedvrError` if nothing says it."""
         if self.pseudonym_database is not None:
             return self.pseudonym_database
         path = self.database.path
         if path is None:
-            raise ValueError(
-                "pseudonym_database must be given where database is a URL; it must be another one"
+            raise MedvrError(
+                "pseudonym_database must be given where database is a URL, and be another one"
             )
         return DatabaseAddress(str(path.with_name(f"{path.stem}-pseudonyms.sqlite")))

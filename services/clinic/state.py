@@ -9,8 +9,10 @@ from fastapi import Path as PathParameter
 
 from services.clinic.desk import CaseDesk
 from services.clinic.examples import EXAMPLE_ID
+from services.clinic.feedback_store import FeedbackStore
 from services.clinic.following import Bells
 from services.clinic.idempotency import Repetitions
+from services.clinic.job_desk import JobDesk
 from services.clinic.metrics import ClinicMetrics
 from services.clinic.settings import ClinicSettings
 from services.clinic.store import CaseStore, UnknownCase
@@ -30,8 +32,10 @@ class ClinicState(msgspec.Struct, frozen=True, kw_only=True):
 
     settings: ClinicSettings
     store: CaseStore
+    feedback: FeedbackStore
     blobs: BlobStore
     desk: CaseDesk
+    jobs: JobDesk
     bells: Bells
     repetitions: Repetitions
     metrics: ClinicMetrics

@@ -11,6 +11,10 @@ that began last adds to them, and the last ones are written with the final statu
 transaction: a case is final exactly if its last event is `done`. Numbering is safe because the
 row of the case is changed, and so locked, first.
 
+`create`, `finish`, `cancel` and `keep` are on the disk when they return. That work began and what
+it told is not: the end of the machine, unlike that of this process, may take it back, and then the
+case is begun again as one that told less.
+
 On PostgreSQL each method is tried again for some seconds while the server is away, without doing
 twice what was done (`transactions`); only an attempt may count twice. Then `DatabaseAway` is
 raised, and a running case stays running.
@@ -99,7 +103,7 @@ class CaseStore:
 
     def ping(self) -> None:
         """Ask the database for nothing. Raises `DatabaseAway`."""
-        self.transactions.run(lambda session: session.execute(select(1)), is_patient=False)
+        self.transactions.read(lambda session: session.execute(select(1)), is_patient=False)
 
     def create(self, case: Case, request: Repeatable | None = None) -> None:
         """Store a new case, and the key of the request that made it; durable on return."""
@@ -117,10 +121,19 @@ class CaseStore:
             # An id that is there by the second try was written by the first.
             session.execute(statement.on_conflict_do_nothing() if was_tried else statement)
             was_tried = True
+            if case.follows is not None:
+                _link(session, case.follows, case.case_id)
             if request is not None:
                 self._keep(session, request, case_id=case.case_id)
 
-        self.transactions.run(work)
+        self.transactions.write(work)
+
+    def conversation(self, case_id: str) -> list[Case]:
+        """A case and all it goes on from, oldest first. Raises `UnknownCase`."""
+        cases = [self.get(case_id)]
+        while (former := cases[-1].follows) is not None:
+            cases.append(self.get(former))
+        return cases[::-1]
 
     def begin(self, case_id: str) -> int:
         """Note that work on a running case begins; returns the number of this attempt, from 1."""
@@ -130,8 +143,8 @@ class CaseStore:
             .values(attempts=CaseRow.attempts + 1)
             .returning(CaseRow.attempts)
         )
-        attempt = self.transactions.run(
-            lambda session: session.execute(statement).scalar_one_or_none()
+        attempt = self.transactions.write(
+            lambda session: session.execute(statement).scalar_one_or_none(), is_durable=False
         )
         if attempt is None:
             raise UnknownCase(f"no running case {case_id}")
@@ -146,20 +159,23 @@ class CaseStore:
 
     def tell(self, case_id: str, attempt: int, events: Sequence[CaseEvent]) -> bool:
         """Add events; False, and nothing written, if the case ended or was begun again since."""
-        return self._update(case_id, attempt, events, attempts=attempt)
+        return self._update(case_id, attempt, events, is_durable=False, attempts=attempt)
 
-    def finish(self, case: Case, attempt: int) -> bool:
-        """Write the final case; False, and nothing written, if another attempt began since."""
+    def finish(self, case: Case, attempt: int, events: Sequence[CaseEvent] = ()) -> bool:
+        """Write the final case and what it told last; durable on return.
+
+        False, and nothing written, if another attempt began since.
+        """
         return self._update(
             case.case_id,
             attempt,
-            closing_events(case),
+            [*events, *closing_events(case)],
             status=case.status.value,
             document=case.model_dump_json(),
         )
 
     def cancel(self, case: Case) -> bool:
-        """Write the cancelled case; False, and nothing written, if it had ended."""
+        """Write the cancelled case; False, and nothing written, if it had ended. Durable."""
         return self._update(
             case.case_id,
             None,
@@ -175,6 +191,7 @@ class CaseStore:
         events: Sequence[CaseEvent] = (),
         *,
         is_patient: bool = True,
+        is_durable: bool = True,
         **values: str | int,
     ) -> bool:
         """Change a running case and add to its events, if this attempt (None: any) is at it.
@@ -199,7 +216,7 @@ class CaseStore:
                 new_events.add(session)
             return is_ours
 
-        return self.transactions.run(work, is_patient=is_patient)
+        return self.transactions.write(work, is_patient=is_patient, is_durable=is_durable)
 
     def events_after(self, case_id: str, number: int, limit: int) -> list[StoredEvent]:
         """At most `limit` events of a case that come after one, in order."""
@@ -209,7 +226,7 @@ class CaseStore:
             .order_by(EventRow.number)
             .limit(limit)
         )
-        return self.transactions.run(
+        return self.transactions.read(
             lambda session: [StoredEvent(*row) for row in session.execute(statement)]
         )
 
@@ -221,7 +238,7 @@ class CaseStore:
             .order_by(EventRow.number.desc())
             .limit(1)
         )
-        row = self.transactions.run(lambda session: session.execute(statement).one_or_none())
+        row = self.transactions.read(lambda session: session.execute(statement).one_or_none())
         return None if row is None else StoredEvent(*row)
 
     def has_told_crop(self, case_id: str, crop: str) -> bool:
@@ -229,7 +246,7 @@ class CaseStore:
         statement = (
             select(EventRow.row).where(EventRow.case_id == case_id, EventRow.crop == crop).limit(1)
         )
-        return self.transactions.run(
+        return self.transactions.read(
             lambda session: session.execute(statement).scalar_one_or_none() is not None
         )
 
@@ -244,12 +261,15 @@ class CaseStore:
             answer = None if row.answer is None else msgspec.json.decode(row.answer, type=Answer)
             return Kept(row.fingerprint, row.case_id, answer)
 
-        return self.transactions.run(work)
+        return self.transactions.write(work)
 
     def keep(self, request: Repeatable, answer: Answer) -> None:
         """Keep the answer to a request under its key."""
-        encoded = msgspec.json.encode(answer)
-        self.transactions.run(lambda session: self._keep(session, request, answer=encoded))
+        self.transactions.write(lambda session: self.keep_in(session, request, answer))
+
+    def keep_in(self, session: Session, request: Repeatable, answer: Answer) -> None:
+        """Keep the answer to a request in the transaction of what it did."""
+        self._keep(session, request, answer=msgspec.json.encode(answer))
 
     def _keep(self, session: Session, request: Repeatable, **values: str | bytes) -> None:
         statement = self.transactions.insert(
@@ -264,7 +284,7 @@ class CaseStore:
     def get(self, case_id: str) -> Case:
         """The case as last written. Raises `UnknownCase`."""
         statement = select(CaseRow.document).where(CaseRow.case_id == case_id)
-        document = self.transactions.run(
+        document = self.transactions.read(
             lambda session: session.execute(statement).scalar_one_or_none()
         )
         if document is None:
@@ -285,7 +305,7 @@ class CaseStore:
                 raise UnknownCase(f"no case {before}")
             return session.execute(statement.where(CaseRow.number < number)).scalars().all()
 
-        return [Case.model_validate_json(document) for document in self.transactions.run(work)]
+        return [Case.model_validate_json(document) for document in self.transactions.read(work)]
 
     def unfinished(self) -> list[UnfinishedCase]:
         """The cases still running, oldest first: at start-up, those a former process left."""
@@ -294,5 +314,21 @@ class CaseStore:
             .where(CaseRow.status == CaseStatus.RUNNING.value)
             .order_by(CaseRow.number)
         )
-        rows = self.transactions.run(lambda session: session.execute(statement).all())
+        rows = self.transactions.read(lambda session: session.execute(statement).all())
         return [UnfinishedCase(Case.model_validate_json(d), attempts) for d, attempts in rows]
+
+
+def _link(session: Session, case_id: str, follow_up: str) -> None:
+    """Note in a case that another goes on from it.
+
+    The update that changes nothing comes first: it takes the lock under which to read.
+    """
+    chosen = CaseRow.case_id == case_id
+    lock = update(CaseRow).where(chosen).values(attempts=CaseRow.attempts)
+    document = session.execute(lock.returning(CaseRow.document)).scalar_one_or_none()
+    if document is None:
+        raise UnknownCase(f"no case {case_id}")
+    case = Case.model_validate_json(document)
+    if follow_up not in case.follow_ups:
+        linked = case.model_copy(update={"follow_ups": [*case.follow_ups, follow_up]})
+        session.execute(update(CaseRow).where(chosen).values(document=linked.model_dump_json()))

@@ -62,12 +62,13 @@ class StackPorts:
     rollout: int
     feeder: int
     trainer: int
+    clinic_worker: int
     clinic: int
 
     @classmethod
     def find(cls, clinic: int) -> "StackPorts":
         """Free ports; the clinic's is the wanted one or the next free."""
-        return cls(*free_ports(7), clinic=first_free_port(clinic))
+        return cls(*free_ports(8), clinic=first_free_port(clinic))
 
 
 def _url(port: int) -> str:
@@ -175,7 +176,17 @@ class CommandLines:
             *calibrated,
             *("--blob-url", str(self.paths.blobs)),
             *("--database", str(self.paths.database)),
+            *("--redis-url", self.redis_url),
             tier=Tier.WORKER,
+        )
+
+    def clinic_worker(self) -> ProcessSpec:
+        """Works on the items of the clinic's jobs."""
+        return self._looping(
+            "clinic-worker",
+            self.ports.clinic_worker,
+            Restart.ALWAYS,
+            *("--clinic-url", self.clinic_url),
         )
 
     # -- training -----------------------------------------------------------------------------

@@ -56,6 +56,7 @@ def up(settings: UpSettings, console: Console) -> None:
             ),
             lines.cca(),
             lines.clinic(calibration_of(checkpoint)),
+            lines.clinic_worker(),
         ]
         stack.launch(*services)
         stack.start(zoom)

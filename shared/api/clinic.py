@@ -24,6 +24,9 @@ from shared.api.zoom import AppliedRendering, AppliedWindow, WireBox
 
 RESEARCH_NOTICE = "Research use only. Not a medical device."
 
+KEY_OUTSTANDING = "A request is outstanding for this Idempotency-Key"
+"""Title of the problem that is answered to a repetition while the first is at work."""
+
 MAX_TRAJECTORIES = 16
 MAX_CHOICES = 26
 """The choices are lettered A to Z."""
@@ -224,6 +227,38 @@ class CaseConsensus(WireModel):
     heatmap_max_count: int
 
 
+class DropReason(StrEnum):
+    """Why an earlier question is not in a follow-up's prompt."""
+
+    CONTEXT_FULL = "context_full"
+    """The policy's context has no room for it."""
+    OTHER_VIEW = "other_view"
+    """The policy was shown the image at another size then: its boxes would name other places."""
+
+
+class ContextCase(WireModel):
+    """An earlier case in the prompt: its question, and the turns of its shown trajectory."""
+
+    case_id: str
+    num_crops_shown: int
+    num_crops_dropped: int
+    """For want of room; a text said that they had been shown."""
+
+
+class DroppedCase(WireModel):
+    """An earlier case that is not in the prompt."""
+
+    case_id: str
+    reason: DropReason
+
+
+class CaseContext(WireModel):
+    """What of the conversation before a follow-up the policy was shown; oldest first."""
+
+    shown: list[ContextCase]
+    dropped: list[DroppedCase]
+
+
 class CaseTimings(WireModel):
     """Seconds per stage; a stage that was not reached took 0."""
 
@@ -257,6 +292,12 @@ class Case(WireModel):
     image: CaseImage
     subject: CaseSubject = CaseSubject()
     settings: CaseSettings
+    follows: str | None = None
+    """The case whose conversation this question goes on with; null for a first question."""
+    follow_ups: list[str] = []
+    """The cases that go on from this one, oldest first."""
+    context: CaseContext | None = None
+    """Of a follow-up that was answered or abstained: what of the conversation was shown."""
     answer: str | None = None
     """The letter where there are choices, else the shown trajectory's words; null unless answered,
     or withheld and asked for."""
@@ -313,6 +354,17 @@ class CaseSummary(WireModel):
     abstention: AbstentionReason | None = None
     agreement: float | None = None
     confidence: float | None = None
+
+
+class FollowUp(WireModel):
+    """`POST /v1/cases/{id}/follow-ups`: a further question about the image of a case."""
+
+    question: str = Field(examples=["Is it on the left?"])
+    choices: list[str] = Field(default=[], examples=[["yes", "no"]])
+    k: int | None = Field(default=None, examples=[5])
+    """Number of trajectories."""
+    seed: int | None = Field(default=None, examples=[7])
+    """Makes the case repeatable."""
 
 
 class CasePage(WireModel):

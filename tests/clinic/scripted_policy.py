@@ -19,6 +19,7 @@ from shared.api.policy import (
     ImageSegment,
     PolicyDescription,
     TextSegment,
+    TokenizeRequest,
     TokensSegment,
     WirePixelLimits,
     WireVersionSpan,
@@ -66,6 +67,7 @@ class ScriptedPolicy:
     """Of the tokens; another than `version` after a swap."""
     fail_with: int | None = None
     url: str = ""
+    max_model_len_tokens: int = 65_536
     requests: list[GenerateRequest] = field(default_factory=list)
     release: threading.Event = field(default_factory=threading.Event)
     """Cleared: requests wait."""
@@ -81,6 +83,7 @@ class ScriptedPolicy:
         self.weights_sha256, self.sampling_version = "a" * 64, self.version
         self._begun = self.num_entered = 0
         self.hold_after = None
+        self.max_model_len_tokens = 65_536
         self.release.set()
         self.entered.clear()
 
@@ -98,7 +101,8 @@ class ScriptedPolicy:
             crop=CROP,
             min_side_px=28,
             max_turns=5,
-            max_model_len_tokens=65_536,
+            max_model_len_tokens=self.max_model_len_tokens,
+            max_images=8,
             max_entropy_tokens=512,
             vllm_version="none",
         )
@@ -165,6 +169,10 @@ def scripted_app(policy: ScriptedPolicy) -> FastAPI:
     @app.get("/medvr/v1/policy")
     def describe() -> PolicyDescription:
         return policy.describe()
+
+    @app.post("/tokenize")
+    def tokenize(request: TokenizeRequest) -> dict[str, object]:
+        return {"count": len(request.prompt), "max_model_len": policy.max_model_len_tokens}
 
     @app.post("/medvr/v1/generate")
     def generate(request: GenerateRequest, _: Request) -> Response:

@@ -22,6 +22,7 @@ from services.clinic.confidence import (
 from services.clinic.provenance import prompt_sha256
 from services.clinic.settings import ClinicSettings
 from shared.api.case_result import UnknownConfidence
+from shared.weights import weights_sha256
 
 TRAINED = Path(__file__).parents[2] / "services" / "trainer" / "tiny" / "trained"
 

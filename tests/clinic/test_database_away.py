@@ -94,7 +94,7 @@ def test_a_server_that_stays_away_is_named_and_nothing_of_the_case(server: Postg
     server.stop()
 
     with pytest.raises(DatabaseAway) as away:
-        transactions.run(lambda session: session.execute(select(CaseRow)).all())
+        transactions.read(lambda session: session.execute(select(CaseRow)).all())
 
     assert away.value.is_transient
     assert str(away.value) == "clinic: the database does not answer"

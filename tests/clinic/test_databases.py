@@ -241,7 +241,7 @@ def test_no_text_of_an_address_shows_the_password(
 ):
     url = "postgresql://clinic:pass%2Fword@127.0.0.1:1/cases?sslmode=disable"
     monkeypatch.setenv("MEDVR_CLINIC_DATABASE", url)
-    settings = ClinicSettings.load(["--pseudonym-database", "who.sqlite"])
+    settings = ClinicSettings.load([])
 
     shown = "postgresql+psycopg://clinic:***@127.0.0.1:1/cases?sslmode=disable"
     assert settings.database.url().password == "pass/word"

@@ -3,6 +3,7 @@
 import json
 import stat
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import pytest
 
 from services.clinic.__main__ import main
 from services.clinic.address import DatabaseAddress
+from services.clinic.migrating import UnusableDatabase
 from services.clinic.pseudonyms import Pseudonyms, UnknownPseudonym
 from services.clinic.scrubbing import without_identity
-from services.clinic.settings import ClinicSettings
+from services.clinic.store import CaseStore
 from shared.api.headers import PatientIdentity
+from tests.clinic.postgres import Postgres
 from tests.clinic.scripted_policy import ScriptedPolicy, answer
 from tests.clinic.test_cases import ask
 from tests.clinic.test_problems import no_case_was_made, problem_of
@@ -177,7 +180,29 @@ def test_numbers_of_two_issuers_are_two_patients(tmp_path: Path):
     pseudonyms.close()
 
 
-def test_pseudonyms_and_cases_are_never_in_one_database(tmp_path: Path):
-    path = tmp_path / "clinic.sqlite"
-    with pytest.raises(ValueError, match="must not be the database of the cases"):
-        ClinicSettings(database=path, pseudonym_database=DatabaseAddress(str(path)))
+def test_pseudonyms_and_cases_are_never_in_one_database(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    path, url = str(tmp_path / "clinic.sqlite"), "postgresql://clinic@127.0.0.1:1/cases"
+    with pytest.raises(SystemExit) as same:
+        main(["--database", path, "--pseudonym-database", path])
+    assert same.value.code == 2
+    assert "must not be the database of the cases" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as unnamed:
+        main(["--database", url])
+    assert unnamed.value.code == 1
+    assert "pseudonym_database must be given" in capsys.readouterr().err
+    CaseStore(DatabaseAddress(path)).close()
+    with pytest.raises(UnusableDatabase, match="this program reads up to pseudonyms_0001"):
+        Pseudonyms(DatabaseAddress(path))
+
+
+def test_postgresql_keeps_pseudonyms_too(postgres: Postgres):
+    address = DatabaseAddress(postgres.new_database())
+    pseudonyms = Pseudonyms(address)
+    identity = PatientIdentity(patient_id="7\0", patient_name="Döe^Jane", study_uid="1.2")
+    with ThreadPoolExecutor(8) as threads:
+        given = set(threads.map(lambda _: str(pseudonyms.of(identity)), range(16)))
+    assert len(given) == 1
+    assert pseudonyms.identity(pseudonyms.of(identity).patient or "") == identity
+    pseudonyms.close()

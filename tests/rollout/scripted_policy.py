@@ -125,6 +125,7 @@ class ScriptedPolicy:
             min_side_px=28,
             max_turns=5,
             max_model_len_tokens=self.max_model_len_tokens,
+            max_images=8,
             max_entropy_tokens=512,
             vllm_version="none",
         )
