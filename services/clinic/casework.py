@@ -163,6 +163,8 @@ def judge(case: Case, loaded: LoadedCalibration | None) -> Case:
         num_trajectories=made_by.num_trajectories,
         prompt_sha256=made_by.prompt_sha256,
     )
+    if reason is None and case.follows is not None:
+        reason = UnknownConfidence.OTHER_PROMPT
     if features is None:
         reason = UnknownConfidence.NOT_ANSWERED
     confidence = None
