@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from shared.api.base import SHA256_PATTERN, WireModel
-from shared.api.zoom import WireBox
+from shared.api.zoom import WindowChoice, WireBox
 
 RESEARCH_NOTICE = "Research use only. Not a medical device."
 
@@ -256,3 +256,5 @@ class ClinicDescription(WireModel):
     max_question_chars: int
     max_upload_bytes: int
     accepted_formats: list[str]
+    windows: list[WindowChoice]
+    """Names accepted as `window`."""

@@ -177,6 +177,7 @@ async function load() {
   const isRunning = found.status === "running";
   byId("state").textContent = isRunning ? FOLLOWING : "";
   byId("state").hidden = !isRunning;
+  byId("cancel").hidden = !isRunning;
   byId("main").setAttribute("aria-busy", String(isRunning));
   if (isRunning) follow(found);
 }
@@ -203,6 +204,19 @@ function follow(found) {
   };
 }
 
+/** Take the question back; that the case ended meanwhile is seen by reading it again. */
+async function cancel() {
+  byId("cancel").disabled = true;
+  const caseId = location.pathname.split("/").pop();
+  try {
+    await call(`/v1/cases/${encodeURIComponent(caseId)}/cancel`, { method: "POST" });
+  } catch (error) {
+    if (error.status !== 409) throw error;
+  } finally {
+    byId("cancel").disabled = false;
+  }
+}
+
 function fail(error) {
   byId("main").setAttribute("aria-busy", "false");
   const known = error instanceof Problem;
@@ -213,4 +227,5 @@ function fail(error) {
   if (!known) throw error;
 }
 
+byId("cancel").addEventListener("click", () => cancel().catch(fail));
 load().catch(fail);
