@@ -20,6 +20,7 @@ from services.clinic.desk import CaseDesk, utc_now
 from services.clinic.following import Bells
 from services.clinic.idempotency import Repetitions
 from services.clinic.metrics import ClinicMetrics
+from services.clinic.pseudonyms import Pseudonyms
 from services.clinic.routes import router
 from services.clinic.settings import ClinicSettings
 from services.clinic.state import ClinicState, attach
@@ -69,7 +70,8 @@ def create_app(settings: ClinicSettings, http: httpx.AsyncClient | None = None) 
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
         store = CaseStore(settings.database)
         bells = Bells(metrics)
-        desk = CaseDesk(settings, store, neighbours, metrics, bells)
+        pseudonyms = Pseudonyms(settings.pseudonyms)
+        desk = CaseDesk(settings, store, pseudonyms, neighbours, metrics, bells)
         state = ClinicState(
             settings=settings,
             store=store,
@@ -86,6 +88,7 @@ def create_app(settings: ClinicSettings, http: httpx.AsyncClient | None = None) 
         finally:
             await desk.stop()
             store.close()
+            pseudonyms.close()
             if http is None:
                 await client.aclose()
 

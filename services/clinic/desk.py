@@ -18,15 +18,17 @@ from functools import partial
 from http import HTTPStatus
 from typing import Literal, cast
 
+from services.clinic.admission import Admitted, admit, case_image
 from services.clinic.casework import Neighbours, Stopwatch, answer_case
 from services.clinic.following import Bells
 from services.clinic.metrics import ClinicMetrics
+from services.clinic.pseudonyms import Pseudonyms
 from services.clinic.settings import ClinicSettings
 from services.clinic.store import CaseStore, Repeatable, UnfinishedCase, UnknownCase
 from services.clinic.submission import Submission
 from services.clinic.telling import Tell
 from shared.api.case_events import CaseEvent
-from shared.api.clinic import Case, CaseFailure, CaseImage, CaseStatus
+from shared.api.clinic import Case, CaseFailure, CaseStatus
 from shared.api.zoom import IngestResponse
 from shared.errors import ApiProblem, BlobError, BoundaryError, ZoomError
 from shared.geometry import BadBox
@@ -65,6 +67,7 @@ class CaseDesk:
         self,
         settings: ClinicSettings,
         store: CaseStore,
+        pseudonyms: Pseudonyms,
         neighbours: Neighbours,
         metrics: ClinicMetrics,
         bells: Bells,
@@ -74,6 +77,7 @@ class CaseDesk:
     ) -> None:
         self._settings = settings
         self._store = store
+        self._pseudonyms = pseudonyms
         self._neighbours = neighbours
         self._metrics = metrics
         self._bells = bells
@@ -116,7 +120,10 @@ class CaseDesk:
         watch = Stopwatch()
         with watch.stage("ingest_s"):
             ingested = await self._ingest(submission)
-        case = self._opened(submission, ingested, watch)
+            admitted = await asyncio.to_thread(
+                admit, submission, ingested.identity, self._pseudonyms
+            )
+        case = self._opened(submission, admitted, ingested, watch)
         await asyncio.to_thread(self._store.create, case, request)
         task = self._start(case, watch)
         left_s = None if wait_s is None else max(0.0, started + wait_s - time.monotonic())
@@ -152,7 +159,9 @@ class CaseDesk:
 
     async def _ingest(self, submission: Submission) -> IngestResponse:
         try:
-            return await self._neighbours.zoom.ingest(submission.image, submission.media_type)
+            return await self._neighbours.zoom.ingest(
+                submission.image, submission.media_type, submission.rendering, identity=True
+            )
         except ZoomError as error:
             if error.is_transient or error.status is None or error.status >= 500:
                 raise
@@ -161,23 +170,22 @@ class CaseDesk:
                 HTTPStatus(error.status), "The image cannot be used", detail
             ) from error
 
-    def _opened(self, submission: Submission, ingested: IngestResponse, watch: Stopwatch) -> Case:
+    def _opened(
+        self,
+        submission: Submission,
+        admitted: Admitted,
+        ingested: IngestResponse,
+        watch: Stopwatch,
+    ) -> Case:
         case_id = self._new_case_id()
         return Case(
             case_id=case_id,
             status=CaseStatus.RUNNING,
             created_at=self._now(),
-            question=submission.question,
-            choices=submission.choices,
-            image=CaseImage(
-                url=f"/v1/cases/{case_id}/image",
-                sha256=ingested.image,
-                width_px=ingested.width_px,
-                height_px=ingested.height_px,
-                source_format=ingested.source_format,
-                window_center=ingested.window_center,
-                window_width=ingested.window_width,
-            ),
+            question=admitted.question,
+            choices=admitted.choices,
+            image=case_image(case_id, ingested),
+            subject=admitted.subject,
             settings=submission.settings,
             timings=watch.timings,
         )

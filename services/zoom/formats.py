@@ -76,6 +76,8 @@ class CanonicalOriginal(msgspec.Struct, frozen=True, kw_only=True):
     height_px: int
     source_format: SourceFormat
     shown: Shown
+    facts_json: bytes
+    """`FileFacts`, as JSON."""
 
     @property
     def window_center(self) -> float | None:

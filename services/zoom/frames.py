@@ -23,6 +23,8 @@ class DecodeRequest(msgspec.Struct, frozen=True):
     source_format: SourceFormat
     rendering: Rendering
     limits: DecodeLimits
+    with_identity: bool
+    """Whether the answer may say whom a DICOM file shows."""
 
 
 class Answer(msgspec.Struct, frozen=True, tag="answer"):

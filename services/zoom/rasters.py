@@ -21,6 +21,7 @@ from services.zoom.formats import (
     unreadable,
 )
 from services.zoom.greys import stretch_to_levels
+from shared.api.headers import FileFacts
 from shared.api.zoom import SourceFormat
 from shared.render import encode_png
 
@@ -62,7 +63,12 @@ def decode_raster(
     return canonical(levels, source_format, shown)
 
 
-def canonical(levels: Image.Image, source_format: SourceFormat, shown: Shown) -> CanonicalOriginal:
+def canonical(
+    levels: Image.Image,
+    source_format: SourceFormat,
+    shown: Shown,
+    facts: FileFacts = FileFacts(),  # noqa: B008 - frozen
+) -> CanonicalOriginal:
     """The PNG of an upright RGB or L image."""
     levels.info = {}  # Pillow would write a colour profile found here
     return CanonicalOriginal(
@@ -71,6 +77,7 @@ def canonical(levels: Image.Image, source_format: SourceFormat, shown: Shown) ->
         height_px=levels.height,
         source_format=source_format,
         shown=shown,
+        facts_json=facts.model_dump_json().encode(),
     )
 
 

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from shared.api.base import SHA256_PATTERN, WireModel
+from shared.api.headers import FileFacts
 
 
 class WireImageSize(WireModel):
@@ -45,26 +46,35 @@ GreyMapping = Literal["none", "requested_window", "file_window", "file_voi_lut",
 """How grey values became levels: they were levels or colours; a window that was asked for; the
 file's first window (NIfTI: its display range); the file's first VOI LUT; least value to black,
 greatest to white."""
-_MOST = 2**31 - 1
+MAX_INDEX = 2**31 - 1
+MAX_WINDOW = 1e9
+"""Of centre and width, either way."""
 
 
 class RenderingRequest(WireModel):
-    """Query of `POST /v1/images`: which picture of the file, and how its greys are shown.
+    """Which picture of a file, and how its greys are shown.
 
     All may be left out where the file holds one picture.
     """
 
-    frame: int | None = Field(default=None, ge=1, le=_MOST)
+    frame: int | None = Field(default=None, ge=1, le=MAX_INDEX)
     """Of a multi-frame DICOM file or a NIfTI time series; the first is 1, as DICOM counts."""
     axis: Axis | None = None
     """NIfTI: which way to slice."""
-    index: int | None = Field(default=None, ge=0, le=_MOST)
+    index: int | None = Field(default=None, ge=0, le=MAX_INDEX)
     """NIfTI: the slice, as NIfTI counts from 0, towards the patient's right, front or head."""
     window: WindowChoice | None = None
     """For CT."""
-    window_center: float | None = Field(default=None, ge=-1e9, le=1e9)
+    window_center: float | None = Field(default=None, ge=-MAX_WINDOW, le=MAX_WINDOW)
     """With `window_width`, instead of `window`: in units after rescaling (CT: HU)."""
-    window_width: float | None = Field(default=None, gt=0, le=1e9)
+    window_width: float | None = Field(default=None, gt=0, le=MAX_WINDOW)
+
+
+class IngestQuery(RenderingRequest):
+    """Query of `POST /v1/images`."""
+
+    identity: bool = False
+    """Whether the answer shall say whom a DICOM file shows: for the keeper of the pseudonyms."""
 
 
 class AppliedWindow(WireModel):
@@ -93,7 +103,7 @@ class AppliedRendering(WireModel):
     """None, one, or three: those of red, green and blue."""
 
 
-class IngestResponse(WireModel):
+class IngestResponse(FileFacts):
     """`POST /v1/images` (body: the file's bytes): the content-addressed original."""
 
     image: str = Field(pattern=SHA256_PATTERN)
