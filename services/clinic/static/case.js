@@ -1,20 +1,26 @@
 // One case: its verdict, the image, the steps, and how the answer came about.
 
+import { card, table } from "./cards.js";
+import { conversationLinks, feedbackCard, followUpCard } from "./dialogue.js";
 import { Problem, STATUS_WORDS, answerWords, call, el, moment, percent, seconds } from "./dom.js";
 import { drawStage, layerSwitches } from "./stage.js";
 import { attemptSteps, stepsOf } from "./steps.js";
+import { confidenceLine, imageCard, provenanceCard, supportLine, verificationCard, withheldNote } from "./trust.js";
 
 const RETRY_MS = 1000;
 const FOLLOWING = "Working; this page follows the case until it ends.";
 const LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ";
+const WITHHELD = ["low_confidence", "unsupported"];
 const byId = (id) => document.getElementById(id);
 
 function verdict(found) {
   const badge = el("span", { class: `badge ${found.status}` }, STATUS_WORDS[found.status]);
   if (found.status === "answered") {
-    return [badge, el("p", { class: "answer" }, answerWords(found.answer, found.option_text)), agreementLine(found)];
+    return [badge, el("p", { class: "answer" }, answerWords(found.answer, found.option_text)),
+      agreementLine(found), confidenceLine(found), supportLine(found)].filter(Boolean);
   }
   if (found.status === "abstained") {
+    if (WITHHELD.includes(found.abstention)) return [badge, ...withheldNote(found, reveal), supportLine(found)].filter(Boolean);
     return [badge, el("p", { class: "answer none" }, "No answer is given."), el("p", {}, abstention(found))];
   }
   if (found.status === "failed") {
@@ -25,6 +31,11 @@ function verdict(found) {
     return [badge, el("p", { class: "answer none" }, "The question was taken back before it was answered.")];
   }
   return [badge, el("p", { class: "answer none" }, "The policy is looking at the image…")];
+}
+
+/** A withheld answer, on request. */
+function reveal() {
+  load("?show=withheld").catch(fail);
 }
 
 function agreementLine(found) {
@@ -56,17 +67,6 @@ function options(found) {
 function caption(image) {
   const window = image.window_width === null ? "" : ` · window ${image.window_center} / ${image.window_width}`;
   return `${image.width_px} × ${image.height_px} px · ${image.source_format.toUpperCase()}${window}`;
-}
-
-function table(rows, head = null) {
-  const cells = (row, tag) => row.map((cell, i) => el(i ? tag : "th", i ? {} : { scope: "row" }, String(cell)));
-  return el("table", {},
-    head && el("thead", {}, el("tr", {}, ...head.map((text) => el("th", { scope: "col" }, text)))),
-    el("tbody", {}, ...rows.map((row) => el("tr", {}, ...cells(row, "td")))));
-}
-
-function card(title, hint, ...content) {
-  return el("section", { class: "card" }, el("h3", {}, title), hint && el("p", { class: "hint" }, hint), ...content);
 }
 
 /** `B` as `B. cross`, where that is a choice. */
@@ -105,20 +105,6 @@ function attemptsCard(found) {
     table(rows, ["No.", "Answer", "Zooms", "Turns", "Ended"])));
 }
 
-function policyCard(found) {
-  const { policy, settings } = found;
-  return card("Policy", null, table([
-    ["Model", policy.model],
-    ["Version", policy.run === "base" ? "the checkpoint it was started with" : `${policy.versions.join(", ")} (run ${policy.run})`],
-    ["View", `${policy.view_width_px} × ${policy.view_height_px} px`],
-    ["Trajectories", settings.num_trajectories],
-    ["Temperature", settings.temperature],
-    ["Seed", settings.seed],
-    ["Most tokens a turn", settings.max_turn_tokens],
-    ["Most turns", policy.max_turns],
-  ]));
-}
-
 function recordCard(found) {
   const t = found.timings;
   return card("Record", null, table([
@@ -128,6 +114,7 @@ function recordCard(found) {
     ["View made", seconds(t.view_s)],
     ["Trajectories", seconds(t.trajectories_s)],
     ["Consensus", seconds(t.consensus_s)],
+    ...(found.verification ? [["Evidence blanked", seconds(t.evidence_blanked_s)], ["Elsewhere blanked", seconds(t.elsewhere_blanked_s)]] : []),
     ["In all", seconds(t.total_s)],
   ]), el("p", { class: "record" }, el("a", { href: `/v1/cases/${found.case_id}` }, "This case as JSON"), " · ",
     el("span", { class: "mono", title: found.image.sha256 }, `image ${found.image.sha256.slice(0, 12)}…`)));
@@ -144,13 +131,21 @@ function show(found) {
   showSteps(found, stage);
   byId("details").replaceChildren(
     ...(found.consensus ? [votesCard(found), consensusCard(found.consensus), attemptsCard(found)] : []),
-    ...(found.policy ? [policyCard(found)] : []),
+    ...(found.verification ? [verificationCard(found)] : []),
+    imageCard(found),
+    ...(found.provenance ? [provenanceCard(found)] : []),
     recordCard(found));
+  byId("conversation").replaceChildren(...conversationLinks(found));
+  const isFinal = found.status === "answered" || found.status === "abstained";
+  byId("dialogue").hidden = !isFinal;
+  byId("say").replaceChildren(
+    ...(found.status === "answered" ? [followUpCard(found)] : []),
+    ...(isFinal ? [feedbackCard(found, stage)] : []));
   byId("case").hidden = false;
 }
 
 function showSteps(found, stage) {
-  const hasSteps = found.status === "answered" || found.status === "abstained";
+  const hasSteps = found.status === "answered" || (found.status === "abstained" && !found.is_withheld);
   byId("columns").classList.toggle("single", !hasSteps);
   byId("steps-section").hidden = !hasSteps;
   byId("look-title").textContent = hasSteps ? "Where it looked" : "The image";
@@ -170,9 +165,9 @@ function answeredHint(found) {
   return `${which} Entropy H says how undecided the policy was: 0 nats is certain, 0.69 nats is a coin toss.`;
 }
 
-async function load() {
+async function load(query = "") {
   const caseId = location.pathname.split("/").pop();
-  const found = await call(`/v1/cases/${encodeURIComponent(caseId)}`);
+  const found = await call(`/v1/cases/${encodeURIComponent(caseId)}${query}`);
   show(found);
   const isRunning = found.status === "running";
   byId("state").textContent = isRunning ? FOLLOWING : "";

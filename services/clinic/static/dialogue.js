@@ -5,6 +5,7 @@ import { markBox } from "./stage.js";
 
 const LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ";
 const CORNERS = ["x1", "y1", "x2", "y2"];
+const ROLES = ["radiologist", "clinician", "researcher", "student", "other"];
 const VERDICTS = [["agree", "I agree with the answer"], ["disagree", "I disagree"], ["corrected", "I correct it"]];
 const post = (url, key, body) => call(url, {
   method: "POST",
@@ -76,18 +77,20 @@ function versionLine(given, found) {
   const index = found.choices.length ? LETTERS.indexOf(answer) : -1;
   const words = index >= 0 ? `${answer}. ${found.choices[index]}` : answer;
   const box = given.corrected_box;
-  return el("li", {}, `${given.version}. ${given.role.replaceAll("_", " ")}: ${given.verdict}`,
+  return el("li", {}, `${given.version}. ${given.role}: ${given.verdict}`,
     answer && ` to ${words}`, box && `, at x ${box.x1}–${box.x2}, y ${box.y1}–${box.y2} px`,
     given.note && `: ${given.note}`, " ",
-    el("time", { class: "hint", datetime: given.created_at }, moment(given.created_at)));
+    el("time", { class: "hint", datetime: given.given_at }, moment(given.given_at)));
 }
 
 /** Agree, disagree or correct; every sending is a new version. */
-export function feedbackCard(found, stage, roles) {
+export function feedbackCard(found, stage) {
   const versions = el("ol", { class: "versions" });
+  let newest = 0;
   const reload = async () => {
-    const page = await call(`/v1/cases/${found.case_id}/feedback`);
-    versions.replaceChildren(...page.feedback.map((given) => versionLine(given, found)));
+    const history = await call(`/v1/cases/${found.case_id}/feedback`);
+    newest = history.versions.at(-1)?.version ?? 0;
+    versions.replaceChildren(...history.versions.map((given) => versionLine(given, found)));
   };
   const verdicts = VERDICTS.map(([value, words]) => el("label", { class: "tick" },
     el("input", { type: "radio", name: "verdict", value, checked: value === "agree" }), words));
@@ -95,7 +98,7 @@ export function feedbackCard(found, stage, roles) {
     ? el("select", {}, el("option", { value: "" }, "—"),
         ...found.choices.map((text, i) => el("option", { value: LETTERS[i] }, `${LETTERS[i]}. ${text}`)))
     : el("input", { type: "text" });
-  const role = el("select", {}, ...roles.map((name) => el("option", { value: name }, name.replaceAll("_", " "))));
+  const role = el("select", {}, ...ROLES.map((name) => el("option", { value: name }, name)));
   const note = el("textarea", { rows: 2 });
   const corners = Object.fromEntries(CORNERS.map((name) =>
     [name, el("input", { type: "number", min: 0, "aria-label": `Place: ${name}`, placeholder: name })]));
@@ -118,7 +121,7 @@ export function feedbackCard(found, stage, roles) {
     const box = CORNERS.map((name) => corners[name].value);
     const hasBox = isCorrected && box.some((value) => value !== "");
     await post(`/v1/cases/${found.case_id}/feedback`, key, {
-      verdict: chosen(), role: role.value, note: note.value.trim() || null,
+      replaces: newest, verdict: chosen(), role: role.value, note: note.value.trim() || null,
       corrected_answer: isCorrected && answer.value ? answer.value : null,
       corrected_box: hasBox ? Object.fromEntries(CORNERS.map((name, i) => [name, Number(box[i])])) : null,
     });
