@@ -60,7 +60,9 @@ function options(found) {
   byId("options").hidden = !found.choices.length;
   byId("options").replaceChildren(...found.choices.map((text, index) => {
     const isChosen = found.status === "answered" && found.answer === LETTERS[index];
-    return el("li", { class: isChosen ? "chosen" : null, "aria-current": isChosen ? "true" : null }, text);
+    const share = found.option_probabilities[LETTERS[index]];
+    return el("li", { class: isChosen ? "chosen" : null, "aria-current": isChosen ? "true" : null }, text,
+      share === undefined ? null : el("span", { class: "share" }, ` ${percent(share)}`));
   }));
 }
 
@@ -150,7 +152,7 @@ function showSteps(found, stage) {
   byId("steps-section").hidden = !hasSteps;
   byId("look-title").textContent = hasSteps ? "Where it looked" : "The image";
   if (!hasSteps) return;
-  const isAnswered = found.status === "answered";
+  const isAnswered = found.turns.length > 0;
   byId("steps-title").textContent = isAnswered ? "Step by step" : "What each trajectory said";
   byId("steps-hint").textContent = isAnswered ? answeredHint(found) : "None is shown in full, because none speaks for the others.";
   byId("steps").replaceChildren(...(isAnswered
