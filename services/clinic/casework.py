@@ -24,8 +24,9 @@ from services.clinic.reasoning import (
     wire_box,
 )
 from services.clinic.telling import Tell, Teller
-from shared.agent.environment import OpenedProblem, open_problem
+from shared.agent.environment import open_problem
 from shared.agent.episode import EpisodeSettings, run_episode
+from shared.agent.opened import OpenedProblem
 from shared.api.case_events import StartedEvent
 from shared.api.cca import (
     ConsensusAttempt,

@@ -38,6 +38,9 @@ def build_parser() -> argparse.ArgumentParser:
     scenes.add_argument(
         "--found-share", type=float, default=0.35, help="share of imitated looks near the target"
     )
+    scenes.add_argument(
+        "--hidden-share", type=float, default=0.0, help="share of scenes to set a window in first"
+    )
     scenes.add_argument("--seed", type=int, default=0)
     scenes.add_argument("--processes", type=positive, default=2)
 
@@ -87,6 +90,7 @@ def _scenes(args: argparse.Namespace) -> None:
         num_probes=args.probes,
         probe_seed=PROBE_SEED,
         found_share=args.found_share,
+        hidden_share=args.hidden_share,
         num_processes=args.processes,
     )
     sys.stdout.write(f"{args.out}: {args.scenes} scenes, {args.probes} probes\n")

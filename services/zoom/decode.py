@@ -2,24 +2,28 @@
 
 from services.zoom.dicom import decode_dicom
 from services.zoom.formats import (
+    KEPT,
     CanonicalOriginal,
+    DecodedFormat,
     Rendering,
     too_large,
     unreadable,
 )
+from services.zoom.kept import show_kept
 from services.zoom.nifti import decode_nifti
 from services.zoom.rasters import decode_raster
-from shared.api.zoom import SourceFormat
 from shared.errors import ApiProblem
 
 
 def decode_original(
-    data: bytes, source_format: SourceFormat, rendering: Rendering, max_pixels: int
+    data: bytes, source_format: DecodedFormat, rendering: Rendering, max_pixels: int
 ) -> CanonicalOriginal:
     """The canonical original. Raises nothing but `ApiProblem`, whatever the bytes are."""
     try:
         if source_format == "dicom":
             return decode_dicom(data, rendering, max_pixels)
+        if source_format == KEPT:
+            return show_kept(data, rendering, max_pixels)
         if source_format == "nifti":
             return decode_nifti(data, rendering, max_pixels)
         return decode_raster(data, source_format, rendering, max_pixels)

@@ -32,6 +32,7 @@ from services.zoom.formats import (
     unsupported,
 )
 from services.zoom.greys import Samples, scale_to_levels
+from services.zoom.kept import keep_dicom
 from services.zoom.rasters import canonical
 from services.zoom.window import grey_levels
 from shared.errors import ApiProblem
@@ -89,6 +90,7 @@ def decode_dicom(data: bytes, rendering: Rendering, max_pixels: int) -> Canonica
         raise unreadable(f"the DICOM header cannot be read ({type(error).__name__})") from error
     try:
         stored = pixel_array(dataset, raw=False, index=None if num_frames == 1 else frame - 1)
+        greys = keep_dicom(dataset, stored) if _is_grey(dataset) else None
         levels, shown = _shown(dataset, stored, rendering.windows)
     except (ApiProblem, MemoryError):
         raise
@@ -98,7 +100,7 @@ def decode_dicom(data: bytes, rendering: Rendering, max_pixels: int) -> Canonica
             f"the DICOM pixel data cannot be decoded ({type(error).__name__}: {reason})"
         ) from error
     shown = msgspec.structs.replace(shown, frame=frame, num_frames=num_frames)
-    return canonical(levels, "dicom", shown)
+    return canonical(levels, "dicom", shown, greys)
 
 
 def check_transfer_syntax(data: bytes, max_pixels: int) -> None:
@@ -155,6 +157,10 @@ def check_header(dataset: Dataset, max_pixels: int) -> None:
         raise unreadable(f"{kind} with {num_samples} samples a pixel contradicts itself")
 
 
+def _is_grey(dataset: Dataset) -> bool:
+    return str(dataset.PhotometricInterpretation) in _GREY
+
+
 def _num_frames(dataset: Dataset) -> int:
     return int(dataset.get("NumberOfFrames") or 1)
 
@@ -197,7 +203,7 @@ def _shown(
 ) -> tuple[Image.Image, Shown]:
     """The image as asked for, or as a viewer would first show it; and what was applied."""
     kind = str(dataset.PhotometricInterpretation)
-    if kind in _GREY:
+    if _is_grey(dataset):
         levels, mapping, windows = grey_levels(dataset, stored, asked)
         levels = 255 - levels if kind == "MONOCHROME1" else levels
         return Image.fromarray(levels), Shown(grey_mapping=mapping, windows=windows)

@@ -13,7 +13,9 @@ from PIL import ExifTags, Image
 
 from services.zoom.formats import (
     AS_STORED,
+    GREY_CHUNK,
     CanonicalOriginal,
+    KeptGreys,
     Rendering,
     Shown,
     check_single_frame,
@@ -62,15 +64,21 @@ def decode_raster(
     return canonical(levels, source_format, shown)
 
 
-def canonical(levels: Image.Image, source_format: SourceFormat, shown: Shown) -> CanonicalOriginal:
-    """The PNG of an upright RGB or L image."""
+def canonical(
+    levels: Image.Image,
+    source_format: SourceFormat,
+    shown: Shown,
+    greys: KeptGreys | None = None,
+) -> CanonicalOriginal:
+    """The PNG of an upright RGB or L image, and the grey levels it was made of."""
     levels.info = {}  # Pillow would write a colour profile found here
     return CanonicalOriginal(
-        png=encode_png(levels),
+        png=encode_png(levels, {} if greys is None else {GREY_CHUNK: greys.name}),
         width_px=levels.width,
         height_px=levels.height,
         source_format=source_format,
         shown=shown,
+        greys=greys,
     )
 
 

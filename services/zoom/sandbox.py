@@ -20,12 +20,12 @@ import msgspec
 from services.zoom.formats import (
     AS_STORED,
     CanonicalOriginal,
+    DecodedFormat,
     DecodeLimits,
     Rendering,
     unreadable,
 )
 from services.zoom.frames import Answer, DecodeRequest, Refusal, read_frame, write_frame
-from shared.api.zoom import SourceFormat
 from shared.errors import ApiProblem
 
 _HOST_COMMAND = (sys.executable, "-m", "services.zoom.decoder")
@@ -49,7 +49,7 @@ class Sandbox:
         self._finalizer()
 
     def decode(
-        self, data: bytes, source_format: SourceFormat, rendering: Rendering = AS_STORED
+        self, data: bytes, source_format: DecodedFormat, rendering: Rendering = AS_STORED
     ) -> CanonicalOriginal:
         """The picture asked for. Raises `ApiProblem`, whatever happens to the decoder."""
         with self._lock:

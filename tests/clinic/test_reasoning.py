@@ -10,10 +10,10 @@ from shared.trajectory import (
     Generation,
     ImageSpan,
     StopReason,
+    ToolCall,
     Trajectory,
     Turn,
     VersionSpan,
-    ZoomCall,
 )
 
 SIZE = ImageSize(400, 200)
@@ -33,9 +33,9 @@ def wrote(text: str, entropies_nats: list[float]) -> Generation:
     )
 
 
-def call(box: Box | None, *, is_shown: bool = True, error: str | None = None) -> ZoomCall:
+def call(box: Box | None, *, is_shown: bool = True, error: str | None = None) -> ToolCall:
     crop = ImageSpan(token_ids=[1], image="c" * 64, size=ImageSize(84, 56)) if is_shown else None
-    return ZoomCall(
+    return ToolCall(
         index=0,
         first_coordinate_token=2 if box else None,
         end_token=12 if box else None,
