@@ -12,6 +12,7 @@ PHANTOM_SETS: dict[str, tuple[str, int]] = {
     "brain-test": ("brain", 1),
     "retina-test": ("retina", 1),
     "ct-test": ("ct", 1),
+    "ct-window-test": ("ct-window", 1),
 }
 """Modality and seed of each phantom set; no seed is shared by training and test."""
 
@@ -46,7 +47,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     sheet = commands.add_parser("contact-sheet", help="render a PNG of phantoms to look at")
     sheet.add_argument("--out", type=Path, required=True, help="PNG file")
-    sheet.add_argument("--modality", choices=("brain", "retina", "ct"), default="brain")
+    sheet.add_argument(
+        "--modality", choices=("brain", "retina", "ct", "ct-window"), default="brain"
+    )
     sheet.add_argument("--number", type=positive, default=12)
     sheet.add_argument("--seed", type=int, default=1)
     return parser

@@ -2,7 +2,7 @@
 
 Brain: the MNI152 T1 template (nilearn). Retina: a fundus photograph (scikit-image). CT: the small
 test slice of pydicom, as a picture or in Hounsfield units. Each background is a float image
-[336, 336, 3] (in Hounsfield units one channel) with a mask of where a lesion may be.
+[336, 336, 3] with a mask of where a lesion may be.
 """
 
 from collections.abc import Callable
@@ -138,7 +138,7 @@ _LESION_REACH_PX = 27
 
 
 def ct_grey(rng: Generator) -> Background:
-    """The CT slice with its air, [336, 336, 1] in soft-tissue units; the mask leaves lungs out.
+    """The CT slice with its air, in soft-tissue units (`hounsfield`); the mask leaves lungs out.
 
     Soft tissue and bone are dimmed as in `ct`, and bone reaches no further than the window does.
     """
@@ -150,12 +150,13 @@ def ct_grey(rng: Generator) -> Background:
     mask_hw = ndimage.minimum_filter(grey[..., 0], size=2 * _LESION_REACH_PX + 1) > 0
     mask_hw[:_MARGIN_PX] = mask_hw[-_MARGIN_PX:] = False
     mask_hw[:, :_MARGIN_PX] = mask_hw[:, -_MARGIN_PX:] = False
-    return Background(np.where(grey > 0, body, grey), mask_hw)
+    return Background(np.repeat(np.where(grey > 0, body, grey), 3, axis=-1), mask_hw)
 
 
 BACKGROUNDS: dict[str, Callable[[Generator], Background]] = {
     "brain": brain,
     "retina": retina,
     "ct": ct,
+    "ct-window": ct_grey,
 }
 """Background by modality."""

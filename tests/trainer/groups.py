@@ -23,7 +23,7 @@ from shared.agent.prompt import (  # noqa: E402
     prompt_after_image,
     prompt_before_image,
 )
-from shared.agent.tools import ZOOM_IN, zoom_caption
+from shared.agent.tools import ZOOM_IN, zoom_caption  # noqa: E402
 from shared.blobs import BlobStore  # noqa: E402
 from shared.geometry import Box, ImageSize  # noqa: E402
 from shared.problem import AnswerKind  # noqa: E402
