@@ -4,6 +4,7 @@ Lifecycle: the lifespan opens the database and the clients, begins left-over cas
 exit stops the desk before it closes what the desk works with.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from services.clinic.desk import CaseDesk, utc_now
 from services.clinic.following import Bells
 from services.clinic.idempotency import Repetitions
 from services.clinic.metrics import ClinicMetrics
+from services.clinic.pseudonyms import Pseudonyms
 from services.clinic.routes import router
 from services.clinic.settings import ClinicSettings
 from services.clinic.state import ClinicState, attach
@@ -69,7 +71,8 @@ def create_app(settings: ClinicSettings, http: httpx.AsyncClient | None = None) 
     async def lifespan(app: FastAPI) -> AsyncGenerator[None, None]:
         store = CaseStore(settings.database)
         bells = Bells(metrics)
-        desk = CaseDesk(settings, store, neighbours, metrics, bells)
+        pseudonyms = Pseudonyms(settings.pseudonyms)
+        desk = CaseDesk(settings, store, pseudonyms, neighbours, metrics, bells)
         state = ClinicState(
             settings=settings,
             store=store,
@@ -86,8 +89,15 @@ def create_app(settings: ClinicSettings, http: httpx.AsyncClient | None = None) 
         finally:
             await desk.stop()
             store.close()
+            pseudonyms.close()
             if http is None:
                 await client.aclose()
+
+    async def database_answers() -> None:
+        await asyncio.to_thread(app.state.clinic.store.ping)
+
+    async def pseudonyms_answer() -> None:
+        await asyncio.to_thread(app.state.clinic.desk.pseudonyms.ping)
 
     app = create_service_app(
         "clinic",
@@ -95,6 +105,8 @@ def create_app(settings: ClinicSettings, http: httpx.AsyncClient | None = None) 
         registry=registry,
         lifespan=lifespan,
         ready_checks={
+            "database": database_answers,
+            "pseudonyms": pseudonyms_answer,
             "policy": some_replica_answers(settings.policy_url, "/medvr/v1/policy", client),
             "zoom": some_replica_answers(settings.zoom_url, "/health", client),
             "cca": some_replica_answers(settings.cca_url, "/health", client),

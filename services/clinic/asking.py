@@ -25,14 +25,16 @@ from services.clinic.idempotency import KEY_PATTERN, fingerprint_of, key_of, mad
 from services.clinic.preference import wait_preference_s
 from services.clinic.state import CaseId, State, found_case, no_such_case
 from services.clinic.store import Answer, Repeatable, UnknownCase
-from services.clinic.submission import check_submission
+from services.clinic.submission import asked_rendering, check_submission
 from shared.api.clinic import MAX_TRAJECTORIES, Case, CaseStatus
+from shared.api.zoom import RenderingRequest
 from shared.errors import ApiProblem
 
 acting = APIRouter(prefix="/v1", tags=["cases"])
 
 _REPEATED = "choices"
-_FIELDS = ("image", "question", _REPEATED, "k", "seed")
+_RENDERING = ("frame", "axis", "index", "window", "window_center", "window_width")
+_FIELDS = ("image", "question", _REPEATED, "k", "seed", *_RENDERING)
 
 
 async def _only_known_fields(request: Request) -> None:
@@ -114,8 +116,14 @@ async def create_case(
     state: State,
     key: Key,
     wait_s: WaitS,
+    rendering: Annotated[RenderingRequest, Depends(asked_rendering)],
     image: Annotated[
-        UploadFile, File(description="PNG, JPEG, WebP, TIFF or single-frame DICOM file.")
+        UploadFile,
+        File(
+            description="PNG, JPEG, WebP, TIFF, DICOM or NIfTI file, told by content. Its name is "
+            "not read. Of a DICOM header nothing is kept that names a person; what it names is "
+            "taken out of the question."
+        ),
     ],
     question: Annotated[str, Form(examples=["What kind of lesion is shown?"])],
     choices: Annotated[
@@ -139,6 +147,7 @@ async def create_case(
         choices=choices or [],
         k=k,
         seed=seed,
+        rendering=rendering,
     )
 
     async def work(request: Repeatable | None) -> Answer:
@@ -153,7 +162,8 @@ async def create_case(
     if key is not None:
         image_sha256 = (await asyncio.to_thread(sha256, submission.image)).hexdigest()
         fingerprint = fingerprint_of(
-            "ask", image_sha256, image.content_type, question, choices, k, seed
+            *("ask", image_sha256, image.content_type, question, choices, k, seed),
+            rendering.model_dump(),
         )
     return _sent(await state.repetitions.once(key, fingerprint, work))
 

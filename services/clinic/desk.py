@@ -6,27 +6,33 @@ stops nothing; only `cancel` does. At start-up the cases a former process left a
 whose work was already killed `MAX_ATTEMPTS` times fails with that reason instead. A clean stop
 hands unfinished cases to the next start without counting against them.
 
+A case waits for a neighbour that fails for a moment, and for the database; if that stays away, the
+case stays running there and the next start begins it again.
+
 A failure is logged by its kind and place, never by its message, which may quote the case.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from http import HTTPStatus
-from typing import Literal, cast
+from typing import Literal, TypeVar, cast
 
+from services.clinic.admission import Admitted, admit, case_image
 from services.clinic.casework import Neighbours, Stopwatch, answer_case
+from services.clinic.diary import Diary
 from services.clinic.following import Bells
 from services.clinic.metrics import ClinicMetrics
+from services.clinic.pseudonyms import Pseudonyms
 from services.clinic.settings import ClinicSettings
 from services.clinic.store import CaseStore, Repeatable, UnfinishedCase, UnknownCase
 from services.clinic.submission import Submission
 from services.clinic.telling import Tell
-from shared.api.case_events import CaseEvent
-from shared.api.clinic import Case, CaseFailure, CaseImage, CaseStatus
+from services.clinic.transactions import DatabaseAway
+from shared.api.clinic import Case, CaseFailure, CaseStatus
 from shared.api.zoom import IngestResponse
 from shared.errors import ApiProblem, BlobError, BoundaryError, ZoomError
 from shared.geometry import BadBox
@@ -39,6 +45,8 @@ MAX_ATTEMPTS = 2
 
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 5.0
+
+T = TypeVar("T")
 
 FailingService = Literal["policy", "zoom", "cca", "clinic"]
 
@@ -65,6 +73,7 @@ class CaseDesk:
         self,
         settings: ClinicSettings,
         store: CaseStore,
+        pseudonyms: Pseudonyms,
         neighbours: Neighbours,
         metrics: ClinicMetrics,
         bells: Bells,
@@ -74,6 +83,7 @@ class CaseDesk:
     ) -> None:
         self._settings = settings
         self._store = store
+        self.pseudonyms = pseudonyms
         self._neighbours = neighbours
         self._metrics = metrics
         self._bells = bells
@@ -116,7 +126,10 @@ class CaseDesk:
         watch = Stopwatch()
         with watch.stage("ingest_s"):
             ingested = await self._ingest(submission)
-        case = self._opened(submission, ingested, watch)
+            admitted = await asyncio.to_thread(
+                admit, submission, ingested.identity, self.pseudonyms
+            )
+        case = self._opened(submission, admitted, ingested, watch)
         await asyncio.to_thread(self._store.create, case, request)
         task = self._start(case, watch)
         left_s = None if wait_s is None else max(0.0, started + wait_s - time.monotonic())
@@ -152,7 +165,9 @@ class CaseDesk:
 
     async def _ingest(self, submission: Submission) -> IngestResponse:
         try:
-            return await self._neighbours.zoom.ingest(submission.image, submission.media_type)
+            return await self._neighbours.zoom.ingest(
+                submission.image, submission.media_type, submission.rendering, identity=True
+            )
         except ZoomError as error:
             if error.is_transient or error.status is None or error.status >= 500:
                 raise
@@ -161,23 +176,22 @@ class CaseDesk:
                 HTTPStatus(error.status), "The image cannot be used", detail
             ) from error
 
-    def _opened(self, submission: Submission, ingested: IngestResponse, watch: Stopwatch) -> Case:
+    def _opened(
+        self,
+        submission: Submission,
+        admitted: Admitted,
+        ingested: IngestResponse,
+        watch: Stopwatch,
+    ) -> Case:
         case_id = self._new_case_id()
         return Case(
             case_id=case_id,
             status=CaseStatus.RUNNING,
             created_at=self._now(),
-            question=submission.question,
-            choices=submission.choices,
-            image=CaseImage(
-                url=f"/v1/cases/{case_id}/image",
-                sha256=ingested.image,
-                width_px=ingested.width_px,
-                height_px=ingested.height_px,
-                source_format=ingested.source_format,
-                window_center=ingested.window_center,
-                window_width=ingested.window_width,
-            ),
+            question=admitted.question,
+            choices=admitted.choices,
+            image=case_image(case_id, ingested),
+            subject=admitted.subject,
             settings=submission.settings,
             timings=watch.timings,
         )
@@ -207,29 +221,24 @@ class CaseDesk:
             await self._slots.acquire()
         try:
             try:
-                attempt = await asyncio.to_thread(self._store.begin, case.case_id)
+                attempt = await self._patiently_stored(partial(self._store.begin, case.case_id))
             except UnknownCase:  # it was cancelled before it began
                 return await asyncio.to_thread(self._store.get, case.case_id)
+            diary = Diary(self._store, self._bells, self._metrics, case.case_id, attempt)
             try:
-                final = await self._final(case, watch, self._tell_of(case.case_id, attempt))
+                final = await self._final(case, watch, diary.tell)
             except asyncio.CancelledError:
+                await diary.close()
                 self._store.release(case.case_id, attempt)
                 raise
-            if await asyncio.to_thread(self._store.finish, final, attempt):
+            last = await diary.close()
+            if await self._patiently_stored(partial(self._store.finish, final, attempt, last)):
+                diary.count(last)
                 self._report(final)
                 return final
             return await asyncio.to_thread(self._store.get, case.case_id)
         finally:
             self._slots.release()
-
-    def _tell_of(self, case_id: str, attempt: int) -> Tell:
-        async def tell(events: Sequence[CaseEvent]) -> None:
-            if await asyncio.to_thread(self._store.tell, case_id, attempt, events):
-                for event in events:
-                    self._metrics.events.labels(event.event).inc()
-                self._bells.ring(case_id)
-
-        return tell
 
     async def _final(self, case: Case, watch: Stopwatch, tell: Tell) -> Case:
         """The case as it ends; whatever goes wrong makes it a failed one."""
@@ -241,6 +250,8 @@ class CaseDesk:
             final = self._failed(
                 case, CaseFailure(service="clinic", reason=f"not answered within {limit_s:g} s")
             )
+        except DatabaseAway:  # where it would have to end: it stays running there
+            raise
         except Exception as error:  # noqa: BLE001 - a case must end, whatever its work raised
             logger.warning(
                 "case failed",
@@ -265,6 +276,17 @@ class CaseDesk:
                 logger.warning("case waits for %s", error.service, extra={"case_id": case.case_id})
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    async def _patiently_stored(self, write: Callable[[], T]) -> T:
+        """What a write of the store returns, once the database answers. Raises `DatabaseAway`."""
+        give_up_at = time.monotonic() + self._settings.patience_s
+        while True:
+            try:
+                return await asyncio.to_thread(write)
+            except DatabaseAway:
+                if time.monotonic() > give_up_at:
+                    raise
+            await asyncio.sleep(_LONGEST_PAUSE_S)
 
     def _failed(self, case: Case, failure: CaseFailure) -> Case:
         return case.model_copy(update={"status": CaseStatus.FAILED, "failure": failure})

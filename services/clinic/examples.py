@@ -24,13 +24,15 @@ from shared.api.clinic import (
     CasePolicy,
     CaseSettings,
     CaseStatus,
+    CaseSubject,
     CaseSummary,
     CaseTimings,
     CaseToolCall,
     CaseTurn,
     ClinicDescription,
 )
-from shared.api.zoom import WireBox
+from shared.api.headers import Deidentification, ImageHeader
+from shared.api.zoom import AppliedRendering, AppliedWindow, WireBox
 from shared.service.problems import PROBLEM_SCHEMA
 
 EXAMPLE_ID = "5f0c1f5a6c1b4c0f9a3d2b1e8f7a6c5d"
@@ -67,8 +69,34 @@ EXAMPLE_CASE = Case(
         sha256=_IMAGE,
         width_px=336,
         height_px=336,
-        source_format="png",
+        source_format="dicom",
+        rendering=AppliedRendering(
+            frame=3,
+            num_frames=24,
+            grey_mapping="requested_window",
+            windows=[AppliedWindow(center=40, width=80, function="LINEAR", preset="brain")],
+        ),
+        window_center=40,
+        window_width=80,
+        preprocessing_version="1",
+        header=ImageHeader(
+            modality="CT",
+            sop_class="Enhanced CT Image Storage",
+            body_part="HEAD",
+            photometric_interpretation="MONOCHROME2",
+            bits_stored=12,
+            pixel_spacing_mm=[0.68, 0.68],
+            slice_thickness_mm=5.0,
+        ),
+        deidentification=Deidentification(
+            profile="DICOM PS3.15 Basic Application Level Confidentiality Profile",
+            edition="2026c",
+            library="dicom-anonymizer 2.1.0",
+            burned_in_text="declared_absent",
+            burned_in_reasons=["BurnedInAnnotation is NO"],
+        ),
     ),
+    subject=CaseSubject(patient="patient-5b1f0a9c2d3e4f60", study="study-90d1c4b7a8e2f314"),
     settings=CaseSettings(num_trajectories=3, seed=7, temperature=1.0, max_turn_tokens=512),
     answer="B",
     option_text="cross",
@@ -138,6 +166,7 @@ EXAMPLE_RUNNING = Case(
     question=EXAMPLE_CASE.question,
     choices=EXAMPLE_CASE.choices,
     image=EXAMPLE_CASE.image,
+    subject=EXAMPLE_CASE.subject,
     settings=EXAMPLE_CASE.settings,
     timings=CaseTimings(ingest_s=0.02, total_s=0.02),
 )
@@ -209,7 +238,7 @@ EXAMPLE_DESCRIPTION = ClinicDescription(
     max_choice_chars=500,
     max_question_chars=2000,
     max_upload_bytes=64 * 1024 * 1024,
-    accepted_formats=["PNG", "JPEG", "WebP", "TIFF", "DICOM"],
+    accepted_formats=["PNG", "JPEG", "WebP", "TIFF", "DICOM", "NIfTI"],
 )
 
 Responses = dict[int | str, dict[str, Any]]
@@ -246,7 +275,8 @@ SUBMISSION_PROBLEMS = problems(
     bad_image=(
         HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
         "The image cannot be used",
-        "Unsupported image: the file is not a PNG, JPEG, WebP, TIFF or DICOM image",
+        "Unsupported image format: the content is no known image; "
+        "PNG, JPEG, WebP, TIFF, DICOM and NIfTI files are accepted",
     ),
     no_question=(
         HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -257,6 +287,12 @@ SUBMISSION_PROBLEMS = problems(
         HTTPStatus.UNPROCESSABLE_ENTITY,
         "Too many choices",
         "27 choices given; at most 26 are accepted",
+    ),
+    no_frame=(
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        "The image cannot be used",
+        "Image cannot be used: the DICOM file has 24 frames and frame is missing; "
+        "frame=1 to frame=24 is accepted",
     ),
     zoom_down=(
         HTTPStatus.SERVICE_UNAVAILABLE,

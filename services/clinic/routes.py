@@ -178,5 +178,5 @@ def describe(state: State) -> ClinicDescription:
         max_choice_chars=settings.max_choice_chars,
         max_question_chars=settings.max_question_chars,
         max_upload_bytes=settings.max_upload_bytes,
-        accepted_formats=["PNG", "JPEG", "WebP", "TIFF", "DICOM"],
+        accepted_formats=["PNG", "JPEG", "WebP", "TIFF", "DICOM", "NIfTI"],
     )

@@ -1,11 +1,13 @@
 """Settings of the clinic: where its neighbours are, what it keeps, how much it accepts."""
 
-from pathlib import Path
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from services.clinic.address import Database, DatabaseAddress
 from shared.api.clinic import MAX_TRAJECTORIES
 from shared.clients.replicas import ServiceUrls
+from shared.errors import MedvrError
 from shared.service.settings import ServiceSettings, settings_config
 
 
@@ -26,8 +28,13 @@ class ClinicSettings(ServiceSettings):
     """Base URLs of the CCA scorer's replicas."""
     blob_url: str = ".medvr/blobs"
     """Root of the blob store that zoom writes to: a folder or an fsspec URL."""
-    database: Path = Path(".medvr/clinic.sqlite")
-    """SQLite file of the cases; made if absent, readable by its owner only. One clinic per file."""
+    database: Database = DatabaseAddress(".medvr/clinic.sqlite")
+    """Where cases are kept, of one clinic: an SQLite file, made if absent and readable by its owner
+    only, or `postgresql+psycopg://user@host/name`. A password is better given as a variable."""
+    pseudonym_database: Database | None = None
+    """Whom the pseudonyms of the cases stand for, apart from the cases so that access to it can be:
+    as `database`, and never the same one. If not given, a file beside that of the cases, named
+    `<its name>-pseudonyms.sqlite`."""
     default_k: int = Field(default=5, ge=1, le=MAX_TRAJECTORIES)
     """Trajectories per case where the request does not say."""
     max_upload_bytes: int = Field(default=64 * 1024 * 1024, ge=1024)
@@ -54,3 +61,21 @@ class ClinicSettings(ServiceSettings):
     """An event stream ends after so many seconds; its reader goes on with `Last-Event-ID`."""
     max_event_streams: int = Field(default=64, ge=1)
     """Event streams served together; a further one is refused."""
+
+    @model_validator(mode="after")
+    def _pseudonyms_are_kept_apart(self) -> Self:
+        if str(self.pseudonym_database) == str(self.database):
+            raise ValueError("pseudonym_database must not be the database of the cases")
+        return self
+
+    @property
+    def pseudonyms(self) -> DatabaseAddress:
+        """Where the pseudonyms are kept. Raises `MedvrError` if nothing says it."""
+        if self.pseudonym_database is not None:
+            return self.pseudonym_database
+        path = self.database.path
+        if path is None:
+            raise MedvrError(
+                "pseudonym_database must be given where database is a URL, and be another one"
+            )
+        return DatabaseAddress(str(path.with_name(f"{path.stem}-pseudonyms.sqlite")))

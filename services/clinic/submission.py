@@ -9,11 +9,14 @@ import re
 import secrets
 from collections.abc import Sequence
 from http import HTTPStatus
+from typing import Annotated, Literal
 
 import msgspec
+from fastapi import Form
 
 from services.clinic.settings import ClinicSettings
 from shared.api.clinic import MAX_CHOICES, MAX_TRAJECTORIES, CaseSettings
+from shared.api.zoom import MAX_INDEX, MAX_WINDOW, Axis, RenderingRequest, WindowPreset
 from shared.errors import ApiProblem
 
 MAX_SEED = 2**53 - 1
@@ -31,6 +34,56 @@ class Submission(msgspec.Struct, frozen=True, kw_only=True):
     question: str
     choices: list[str]
     settings: CaseSettings
+    rendering: RenderingRequest
+
+
+def asked_rendering(
+    frame: Annotated[
+        int | None,
+        Form(
+            ge=1,
+            le=MAX_INDEX,
+            description="Of a multi-frame DICOM file or a NIfTI time series, from 1.",
+            examples=[1],
+        ),
+    ] = None,
+    axis: Annotated[
+        Axis | None, Form(description="NIfTI: which way to slice.", examples=["axial"])
+    ] = None,
+    index: Annotated[
+        int | None,
+        Form(ge=0, le=MAX_INDEX, description="NIfTI: the slice, from 0.", examples=[0]),
+    ] = None,
+    window: Annotated[
+        WindowPreset | Literal["ct_rgb"] | None,
+        Form(
+            description="CT: a usual window, or three of them as red, green and blue.",
+            examples=["lung"],
+        ),
+    ] = None,
+    window_center: Annotated[
+        float | None,
+        Form(
+            ge=-MAX_WINDOW,
+            le=MAX_WINDOW,
+            description="With `window_width`, instead of `window`: in units after rescaling.",
+            examples=[40],
+        ),
+    ] = None,
+    window_width: Annotated[float | None, Form(gt=0, le=MAX_WINDOW, examples=[80])] = None,
+) -> RenderingRequest:
+    """Which picture of the file is asked for, and how its greys are to be shown.
+
+    Whether the file has it is zoom's to say.
+    """
+    return RenderingRequest(
+        frame=frame,
+        axis=axis,
+        index=index,
+        window=window,
+        window_center=window_center,
+        window_width=window_width,
+    )
 
 
 def _refuse(title: str, detail: str) -> ApiProblem:
@@ -95,6 +148,7 @@ def check_submission(
     choices: Sequence[str],
     k: int | None,
     seed: int | None,
+    rendering: RenderingRequest,
 ) -> Submission:
     """The form as a `Submission`. Raises `ApiProblem`. Without a seed one is drawn."""
     num_trajectories = settings.default_k if k is None else k
@@ -115,4 +169,5 @@ def check_submission(
             temperature=0.0 if num_trajectories == 1 else 1.0,
             max_turn_tokens=settings.max_turn_tokens,
         ),
+        rendering=rendering,
     )

@@ -26,7 +26,7 @@ from shared.geometry import ImageSize
 from shared.trajectory import Trajectory, Turn
 
 Tell = Callable[[Sequence[CaseEvent]], Awaitable[None]]
-"""Keeps events, in order, and lets followers know; durable on return."""
+"""Takes events in; they are kept, in order, and followers let know, soon after."""
 
 
 class Teller:

@@ -39,8 +39,8 @@ from shared.api.zoom import (
     CropRequest,
     CropResponse,
     ImageFacts,
+    IngestQuery,
     IngestResponse,
-    RenderingRequest,
 )
 from shared.blobs import BlobStore
 from shared.errors import ApiProblem, BlobError, NoGreyLevels
@@ -97,19 +97,25 @@ class Zoom:
         """Raises if the blob store does not answer."""
         await self._in_thread(partial(self._blobs.has, _NO_BLOB))
 
-    async def ingest(self, data: bytes, rendering: Rendering) -> IngestResponse:
+    async def ingest(
+        self, data: bytes, rendering: Rendering, *, with_identity: bool
+    ) -> IngestResponse:
         """Decode in a child, keep the canonical original. Raises `ApiProblem`."""
         if not data:
             raise unreadable("the body is empty; send the file's bytes")
         loop = asyncio.get_running_loop()
         image, original = await loop.run_in_executor(
-            self._decoding, self._decode_and_put, data, rendering
+            self._decoding, self._decode_and_put, data, rendering, with_identity
         )
         self._ingests.labels(original.source_format).inc()
         return ingest_response(image, original)
 
-    def _decode_and_put(self, data: bytes, rendering: Rendering) -> tuple[str, CanonicalOriginal]:
-        original = self._sandbox.decode(data, detect_format(data), rendering)
+    def _decode_and_put(
+        self, data: bytes, rendering: Rendering, with_identity: bool
+    ) -> tuple[str, CanonicalOriginal]:
+        original = self._sandbox.decode(
+            data, detect_format(data), rendering, with_identity=with_identity
+        )
         if original.greys is not None:
             self._blobs.put(original.greys.blob)
         return self._blobs.put(original.png), original
@@ -219,11 +225,10 @@ def add_routes(app: FastAPI, zoom: Zoom, max_upload_bytes: int) -> None:
     app.add_exception_handler(BadBox, on_bad_box)
     app.add_exception_handler(NoGreyLevels, on_no_grey_levels)
 
-    async def ingest(
-        request: Request, query: Annotated[RenderingRequest, Query()]
-    ) -> IngestResponse:
+    async def ingest(request: Request, query: Annotated[IngestQuery, Query()]) -> IngestResponse:
         rendering = asked_rendering(query)
-        return await zoom.ingest(await read_body(request, max_upload_bytes), rendering)
+        body = await read_body(request, max_upload_bytes)
+        return await zoom.ingest(body, rendering, with_identity=query.identity)
 
     async def crop(request: Request) -> Response:
         return await zoom.crop(await read_body(request, MAX_CROP_REQUEST_BYTES))

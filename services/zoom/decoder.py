@@ -1,11 +1,13 @@
 """The decoder host: a process that forks one child per file, so that each is decoded alone.
 
 It answers `frames` on stdin and stdout. The libraries are loaded once, so a child costs
-milliseconds. A child has limited memory and processor time, cannot write files, and may crash as
-it likes: the host then says so. The host ends when stdin does.
+milliseconds; those of de-identification with the first DICOM file, for they take half a second. A
+child has limited memory and processor time, cannot write files, and may crash as it likes: the
+host then says so. The host ends when stdin does.
 """
 
 import contextlib
+import importlib
 import logging
 import math
 import os
@@ -28,6 +30,8 @@ def serve_frames(requests: int, answers: int) -> None:
     with contextlib.suppress(EOFError):
         while True:
             request = msgspec.msgpack.decode(read_frame(requests), type=DecodeRequest)
+            if request.source_format == "dicom":
+                importlib.import_module("services.zoom.deidentify")
             answer = decode_in_child(request, read_frame(requests))
             write_frame(answers, answer or msgspec.msgpack.encode(_GAVE_UP))
 
@@ -59,7 +63,11 @@ def _answer(request: DecodeRequest, data: bytes) -> bytes:
     answer: Answer | Refusal
     try:
         original = decode_original(
-            data, request.source_format, request.rendering, request.limits.max_pixels
+            data,
+            request.source_format,
+            request.rendering,
+            request.limits.max_pixels,
+            with_identity=request.with_identity,
         )
         answer = Answer(original)
     except ApiProblem as problem:

@@ -7,6 +7,7 @@ values. Overlays, pixel aspect ratio and colour profiles are ignored.
 """
 
 import io
+import re
 import zlib
 from typing import cast
 
@@ -34,6 +35,7 @@ from services.zoom.formats import (
 from services.zoom.greys import Samples, scale_to_levels
 from services.zoom.kept import keep_dicom
 from services.zoom.rasters import canonical
+from services.zoom.terms import MODALITIES, PHOTOMETRIC
 from services.zoom.window import grey_levels
 from shared.errors import ApiProblem
 
@@ -62,6 +64,9 @@ _GREY = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _PALETTE = "PALETTE COLOR"
 _PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+_UID = re.compile(r"[0-9.]{1,64}")
+_OF_PIXEL_DATA = ("The number of bytes of pixel data", "Unable to decode as exceptions were raised")
+"""How pydicom begins to say what its decoders say."""
 _FRAME_MACROS = {
     "PixelValueTransformationSequence": ("RescaleSlope", "RescaleIntercept", "RescaleType"),
     "FrameVOILUTSequence": ("WindowCenter", "WindowWidth", "VOILUTFunction"),
@@ -69,7 +74,9 @@ _FRAME_MACROS = {
 """Where an enhanced image keeps what others have at the top: rescaling and window."""
 
 
-def decode_dicom(data: bytes, rendering: Rendering, max_pixels: int) -> CanonicalOriginal:
+def decode_dicom(
+    data: bytes, rendering: Rendering, max_pixels: int, *, with_identity: bool = False
+) -> CanonicalOriginal:
     """Decode a frame of a DICOM file. Raises `ApiProblem` naming what was wrong."""
     if rendering.axis is not None or rendering.index is not None:
         raise unreadable(
@@ -95,12 +102,19 @@ def decode_dicom(data: bytes, rendering: Rendering, max_pixels: int) -> Canonica
     except (ApiProblem, MemoryError):
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise unreadable(
-            f"the DICOM pixel data cannot be decoded ({type(error).__name__}: {reason})"
-        ) from error
+        raise unreadable(f"the DICOM pixel data cannot be decoded ({_reason(error)})") from error
     shown = msgspec.structs.replace(shown, frame=frame, num_frames=num_frames)
-    return canonical(levels, "dicom", shown, greys)
+    # The decoder host has loaded it before the first DICOM file; other files need it never.
+    from services.zoom.deidentify import file_facts
+
+    facts = file_facts(dataset, with_identity=with_identity)
+    return canonical(levels, "dicom", shown, facts, greys)
+
+
+def _reason(error: Exception) -> str:
+    """What a decoder says of the pixel data; any other message may quote the header."""
+    said, kind = " ".join(str(error).split()), type(error).__name__
+    return f"{kind}: {said[:300]}" if said.startswith(_OF_PIXEL_DATA) else kind
 
 
 def check_transfer_syntax(data: bytes, max_pixels: int) -> None:
@@ -117,7 +131,8 @@ def check_transfer_syntax(data: bytes, max_pixels: int) -> None:
         raise unreadable("the DICOM file meta information names no transfer syntax")
     if uid not in ACCEPTED_TRANSFER_SYNTAXES:
         accepted = ", ".join(ACCEPTED_TRANSFER_SYNTAXES.values())
-        raise unsupported(f"transfer syntax {uid[:64]} is not accepted; accepted: {accepted}")
+        named = uid if _UID.fullmatch(uid) else "of this name"
+        raise unsupported(f"transfer syntax {named} is not accepted; accepted: {accepted}")
     if uid == DEFLATED:
         most_bytes = max_pixels * MAX_SAMPLE_BYTES
         inflater = zlib.decompressobj(-zlib.MAX_WBITS)
@@ -152,7 +167,8 @@ def check_header(dataset: Dataset, max_pixels: int) -> None:
     kind = str(dataset.PhotometricInterpretation)
     if kind not in (*_GREY, *_COLOUR, _PALETTE):
         accepted = ", ".join((*_GREY, *_COLOUR, _PALETTE))
-        raise unreadable(f"PhotometricInterpretation {kind[:16]!r} is not one of {accepted}")
+        named = f" {kind!r}" if kind in PHOTOMETRIC else ""
+        raise unreadable(f"PhotometricInterpretation{named} is not one of {accepted}")
     if (kind in _COLOUR) != (num_samples == 3):
         raise unreadable(f"{kind} with {num_samples} samples a pixel contradicts itself")
 
@@ -185,7 +201,8 @@ def _check_windows(dataset: Dataset, asked: tuple[Window, ...]) -> None:
     if asked and kind not in _GREY:
         raise unreadable(f"windows are accepted with grey images; this one is {kind}")
     is_named = any(window.preset is not None for window in asked)
-    modality = str(dataset.get("Modality") or "not given")[:16]
+    modality = str(dataset.get("Modality") or "not given")
+    modality = modality if modality in (*MODALITIES, "not given") else "none of the defined terms"
     if is_named and modality != "CT":
         raise unreadable(
             "named windows are in Hounsfield units and accepted with CT; the Modality is "

@@ -93,6 +93,8 @@ class CanonicalOriginal(msgspec.Struct, frozen=True, kw_only=True):
     height_px: int
     source_format: SourceFormat
     shown: Shown
+    facts_json: bytes
+    """`FileFacts`, as JSON."""
     greys: KeptGreys | None = None
     """What another window would show; None where there is no more than the PNG has."""
 

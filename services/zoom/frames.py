@@ -22,6 +22,8 @@ class DecodeRequest(msgspec.Struct, frozen=True):
     source_format: DecodedFormat
     rendering: Rendering
     limits: DecodeLimits
+    with_identity: bool
+    """Whether the answer may say whom a DICOM file shows."""
 
 
 class Answer(msgspec.Struct, frozen=True, tag="answer"):

@@ -104,7 +104,7 @@ def decode_nifti(data: bytes, rendering: Rendering, max_pixels: int) -> Canonica
     levels, mapping, windows = _levels(values, volume, rendering.windows)
     shown = msgspec.structs.replace(shown, grey_mapping=mapping, windows=windows)
     greys = keep_nifti(stored, volume.slope, volume.intercept)
-    return canonical(Image.fromarray(levels), "nifti", shown, greys)
+    return canonical(Image.fromarray(levels), "nifti", shown, greys=greys)
 
 
 def read_header(head: bytes) -> Volume:

@@ -23,6 +23,7 @@ from services.zoom.formats import (
     unreadable,
 )
 from services.zoom.greys import stretch_to_levels
+from shared.api.headers import FileFacts
 from shared.api.zoom import SourceFormat
 from shared.render import encode_png
 
@@ -68,6 +69,7 @@ def canonical(
     levels: Image.Image,
     source_format: SourceFormat,
     shown: Shown,
+    facts: FileFacts = FileFacts(),  # noqa: B008 - frozen
     greys: KeptGreys | None = None,
 ) -> CanonicalOriginal:
     """The PNG of an upright RGB or L image, and the grey levels it was made of."""
@@ -78,6 +80,7 @@ def canonical(
         height_px=levels.height,
         source_format=source_format,
         shown=shown,
+        facts_json=facts.model_dump_json().encode(),
         greys=greys,
     )
 

@@ -4,6 +4,7 @@ from http import HTTPStatus
 from typing import Literal
 
 from services.zoom.formats import PREPROCESSING_VERSION, CanonicalOriginal, Rendering, Window
+from shared.api.headers import FileFacts
 from shared.api.zoom import (
     AppliedRendering,
     AppliedWindow,
@@ -73,7 +74,11 @@ def _invalid(detail: str) -> ApiProblem:
 def ingest_response(image: str, original: CanonicalOriginal) -> IngestResponse:
     """The answer to an ingest: the original by hash, and how it was made."""
     shown = original.shown
+    facts = FileFacts.model_validate_json(original.facts_json)
     return IngestResponse(
+        header=facts.header,
+        deidentification=facts.deidentification,
+        identity=facts.identity,
         image=image,
         width_px=original.width_px,
         height_px=original.height_px,

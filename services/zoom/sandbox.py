@@ -49,14 +49,20 @@ class Sandbox:
         self._finalizer()
 
     def decode(
-        self, data: bytes, source_format: DecodedFormat, rendering: Rendering = AS_STORED
+        self,
+        data: bytes,
+        source_format: DecodedFormat,
+        rendering: Rendering = AS_STORED,
+        *,
+        with_identity: bool = False,
     ) -> CanonicalOriginal:
         """The picture asked for. Raises `ApiProblem`, whatever happens to the decoder."""
         with self._lock:
             host = self._idle.pop() if self._idle else None
         host = host or _start()
         try:
-            reply = self._ask(host, DecodeRequest(source_format, rendering, self._limits), data)
+            request = DecodeRequest(source_format, rendering, self._limits, with_identity)
+            reply = self._ask(host, request, data)
         except (EOFError, OSError, msgspec.MsgspecError) as error:
             _end(host)
             is_late = isinstance(error, TimeoutError)

@@ -19,13 +19,10 @@ from typing import cast
 import msgspec
 
 from shared.agent.opened import OpenedProblem
-from shared.api.zoom import CropRequest, PixelLimitsModel, WireImageSize, WireWindow
+from shared.api.zoom import MAX_WINDOW, CropRequest, PixelLimitsModel, WireImageSize, WireWindow
 from shared.errors import WeightsError
 from shared.geometry import Box, ImageSize, PixelLimits, place_box, smart_resize, view_to_original
 from shared.trajectory import Bbox, WindowArguments
-
-MOST_HU = 1e9
-"""Centre and width of a window are at most so far from 0; zoom takes no others."""
 
 
 class UnknownTool(WeightsError):
@@ -195,8 +192,8 @@ def _plan_window(arguments: Arguments, opened: OpenedProblem, _: WindowArguments
     window = cast(WindowArguments, arguments)
     if window.width <= 0:
         raise BadWindow("width must be over 0")
-    if abs(window.center) > MOST_HU or window.width > MOST_HU:
-        raise BadWindow(f"center and width must be at most {MOST_HU:.0f}")
+    if abs(window.center) > MAX_WINDOW or window.width > MAX_WINDOW:
+        raise BadWindow(f"center and width must be at most {MAX_WINDOW:.0f}")
     return Look(
         request=CropRequest.model_construct(
             image=opened.image,

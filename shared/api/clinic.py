@@ -12,7 +12,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from shared.api.base import SHA256_PATTERN, WireModel
-from shared.api.zoom import WireBox
+from shared.api.headers import Deidentification, ImageHeader
+from shared.api.zoom import AppliedRendering, WireBox
 
 RESEARCH_NOTICE = "Research use only. Not a medical device."
 
@@ -61,10 +62,29 @@ class CaseImage(WireModel):
     width_px: int
     height_px: int
     source_format: str
-    """Format of the uploaded file: png, jpeg, webp, tiff or dicom."""
+    """Format of the uploaded file: png, jpeg, webp, tiff, dicom or nifti."""
     window_center: float | None = None
-    """DICOM: the window applied to the grey levels."""
+    """The window applied to the grey levels, where it was one."""
     window_width: float | None = None
+    rendering: AppliedRendering | None = None
+    """Frame or slice, and how greys were shown; null in cases from before it was kept."""
+    preprocessing_version: str | None = None
+    """Of the code that made the picture."""
+    header: ImageHeader | None = None
+    """DICOM: facts of the header that name nobody."""
+    deidentification: Deidentification | None = None
+
+
+class CaseSubject(WireModel):
+    """Whom a case is about, in pseudonyms; the clinic's keeper of them can tell who that is."""
+
+    patient: str | None = None
+    """The same for all images whose header has this patient."""
+    study: str | None = None
+    """The same for all images of a study."""
+    num_removed: int = 0
+    """Places of the question and the choices where a word of the header's identity stood, which
+    is `[removed]` now."""
 
 
 class CaseSettings(WireModel):
@@ -202,6 +222,7 @@ class Case(WireModel):
     question: str
     choices: list[str]
     image: CaseImage
+    subject: CaseSubject = CaseSubject()
     settings: CaseSettings
     answer: str | None = None
     """The letter where there are choices, else the shown trajectory's words; null unless

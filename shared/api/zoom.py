@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from shared.api.base import SHA256_PATTERN, WireModel
+from shared.api.headers import FileFacts
 
 
 class WireImageSize(WireModel):
@@ -45,26 +46,35 @@ file's first window (NIfTI: its display range); the file's first VOI LUT; least 
 greatest to white."""
 NO_GREY_LEVELS = "no_grey_levels"
 """The `reason` of the problem that answers a window asked for of an image without grey levels."""
-_MOST = 2**31 - 1
+MAX_INDEX = 2**31 - 1
+MAX_WINDOW = 1e9
+"""Of centre and width, either way."""
 
 
 class RenderingRequest(WireModel):
-    """Query of `POST /v1/images`: which picture of the file, and how its greys are shown.
+    """Which picture of a file, and how its greys are shown.
 
     All may be left out where the file holds one picture.
     """
 
-    frame: int | None = Field(default=None, ge=1, le=_MOST)
+    frame: int | None = Field(default=None, ge=1, le=MAX_INDEX)
     """Of a multi-frame DICOM file or a NIfTI time series; the first is 1, as DICOM counts."""
     axis: Axis | None = None
     """NIfTI: which way to slice."""
-    index: int | None = Field(default=None, ge=0, le=_MOST)
+    index: int | None = Field(default=None, ge=0, le=MAX_INDEX)
     """NIfTI: the slice, as NIfTI counts from 0, towards the patient's right, front or head."""
     window: WindowPreset | Literal["ct_rgb"] | None = None
     """CT: a usual window, or three of them as red, green and blue."""
-    window_center: float | None = Field(default=None, ge=-1e9, le=1e9)
+    window_center: float | None = Field(default=None, ge=-MAX_WINDOW, le=MAX_WINDOW)
     """With `window_width`, instead of `window`: in units after rescaling (CT: HU)."""
-    window_width: float | None = Field(default=None, gt=0, le=1e9)
+    window_width: float | None = Field(default=None, gt=0, le=MAX_WINDOW)
+
+
+class IngestQuery(RenderingRequest):
+    """Query of `POST /v1/images`."""
+
+    identity: bool = False
+    """Whether the answer shall say whom a DICOM file shows: for the keeper of the pseudonyms."""
 
 
 class AppliedWindow(WireModel):
@@ -93,7 +103,7 @@ class AppliedRendering(WireModel):
     """None, one, or three: those of red, green and blue."""
 
 
-class IngestResponse(WireModel):
+class IngestResponse(FileFacts):
     """`POST /v1/images` (body: the file's bytes): the content-addressed original."""
 
     image: str = Field(pattern=SHA256_PATTERN)
@@ -137,8 +147,8 @@ Coordinates = Annotated[list[float], Field(min_length=4, max_length=4)]
 class WireWindow(WireModel):
     """A grey-level window, in units after rescaling (CT: HU)."""
 
-    center: float = Field(ge=-1e9, le=1e9)
-    width: float = Field(gt=0, le=1e9)
+    center: float = Field(ge=-MAX_WINDOW, le=MAX_WINDOW)
+    width: float = Field(gt=0, le=MAX_WINDOW)
 
 
 class CropRequest(WireModel):

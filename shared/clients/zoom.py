@@ -49,10 +49,16 @@ class ZoomClient:
         data: bytes,
         media_type: str | None = None,
         rendering: RenderingRequest | None = None,
+        *,
+        identity: bool = False,
     ) -> IngestResponse:
-        """Store a picture of a PNG, JPEG, WebP, TIFF, DICOM or NIfTI file, told by content."""
+        """Store a picture of a PNG, JPEG, WebP, TIFF, DICOM or NIfTI file, told by content.
+
+        Only with `identity` the answer says whom a DICOM file shows.
+        """
         headers = {"content-type": media_type or "application/octet-stream"}
         asked = rendering.model_dump(exclude_none=True) if rendering else {}
+        asked |= {"identity": "true"} if identity else {}
         path = f"/v1/images?{urlencode(asked)}" if asked else "/v1/images"
         response = await self._http.send("POST", path, content=data, headers=headers)
         return self._http.decode(response, IngestResponse)
