@@ -12,15 +12,15 @@ from shared.agent.entropy import tool_entropy_nats
 from shared.agent.parser import parse_turn
 from shared.api.cca import ConsensusRegion, Heatmap
 from shared.api.clinic import CaseAttempt, CaseConsensus, CaseEvidence, CaseToolCall, CaseTurn
-from shared.api.zoom import WireBox
+from shared.api.zoom import MAX_WINDOW, WireBox, WireWindow
 from shared.geometry import Box, ImageSize
-from shared.trajectory import Generation, StopReason, Trajectory, Turn
+from shared.trajectory import Generation, StopReason, Trajectory, Turn, WindowArguments
 
 _THOUGHT = re.compile(r"<think>(.*?)(?:</think>|<tool_call>|<answer>|$)", re.DOTALL)
 
 _NOT_SHOWN = {
     StopReason.MAX_TURNS: "not carried out: this was the last turn allowed",
-    StopReason.CONTEXT_FULL: "not shown: the crop did not fit into the policy's context",
+    StopReason.CONTEXT_FULL: "not shown: the picture did not fit into the policy's context",
 }
 """Why a sound call brought no crop; only the last call of a trajectory can end so."""
 
@@ -38,6 +38,13 @@ def normalised(box: Box, size: ImageSize) -> list[float]:
         box.x2 / size.width_px,
         box.y2 / size.height_px,
     ]
+
+
+def wire_window(window: WindowArguments | None) -> WireWindow | None:
+    """A window as the API shows it; null if it is none that could be set."""
+    if window is None or not 0 < window.width <= MAX_WINDOW or abs(window.center) > MAX_WINDOW:
+        return None
+    return WireWindow(center=window.center, width=window.width)
 
 
 def crop_url(case_id: str, crop: str) -> str:
@@ -58,12 +65,13 @@ def mean_entropy_nats(generation: Generation) -> float:
 
 
 def evidence_of(case_id: str, trajectory: Trajectory, size: ImageSize) -> list[CaseEvidence]:
-    """The zooms of a trajectory whose crop was shown, in order, with H_base, H_tool and ΔH."""
+    """The pictures a trajectory asked for and was shown, in order, with H_base, H_tool and ΔH."""
     evidence: list[CaseEvidence] = []
     for turn_index, turn in enumerate(trajectory.turns):
         call = turn.call
-        if call is None or call.box is None or call.crop is None:
+        if call is None or call.tool is None or call.crop is None:
             continue
+        box = call.box or Box.whole(size)
         entropies = turn.generation.entropies_nats
         written = entropies[call.first_coordinate_token : call.end_token]
         tool_nats = tool_entropy_nats(written)
@@ -71,8 +79,10 @@ def evidence_of(case_id: str, trajectory: Trajectory, size: ImageSize) -> list[C
             CaseEvidence(
                 index=len(evidence),
                 turn=turn_index,
-                box=wire_box(call.box),
-                box_normalised=normalised(call.box, size),
+                tool=call.tool,
+                window=wire_window(call.window),
+                box=wire_box(box),
+                box_normalised=normalised(box, size),
                 crop=call.crop.image,
                 crop_url=crop_url(case_id, call.crop.image),
                 crop_width_px=call.crop.size.width_px,
@@ -93,8 +103,10 @@ def _tool_call(
         return None
     error = call.error
     if evidence_index is None and error is None:
-        error = _NOT_SHOWN.get(stop_reason, "no crop was shown")
+        error = _NOT_SHOWN.get(stop_reason, "no picture was shown")
     return CaseToolCall(
+        tool=call.tool,
+        window=wire_window(call.window),
         bbox_2d=None if call.bbox_2d is None else list(call.bbox_2d),
         evidence_index=evidence_index,
         error=error,

@@ -1,8 +1,10 @@
 """From a recorded trajectory to steps and evidence, with the entropies worked out by hand."""
 
+import msgspec
 import pytest
 
 from services.clinic.reasoning import evidence_of, option_text, thought_of, turns_of
+from shared.api.zoom import WireWindow
 from shared.geometry import Box, ImageSize
 from shared.trajectory import (
     ForkOrigin,
@@ -14,6 +16,7 @@ from shared.trajectory import (
     Trajectory,
     Turn,
     VersionSpan,
+    WindowArguments,
 )
 
 SIZE = ImageSize(400, 200)
@@ -124,3 +127,27 @@ def test_a_letter_names_its_choice_and_anything_else_none():
     assert option_text("", choices) is None
     assert option_text("dot", choices) is None
     assert option_text("A", []) is None
+
+
+def test_a_window_that_was_set_is_evidence_like_a_zoom_of_the_whole_image() -> None:
+    window = WindowArguments(40, 400)
+    setting = msgspec.structs.replace(
+        call(None), tool="set_window", window=window, first_coordinate_token=2, end_token=12
+    )
+    zoomed = msgspec.structs.replace(call(Box(100, 50, 200, 150)), index=1, window=window)
+    entropies = [0.0] * 2 + [1.0] * 10 + [9.0] * 8
+    turns = [Turn(generation=wrote("x" * 20, entropies), call=c) for c in (setting, zoomed)]
+    attempt = trajectory(*turns)
+
+    evidence = evidence_of("id", attempt, SIZE)
+
+    assert [e.tool for e in evidence] == ["set_window", "zoom_in"]
+    assert [e.window for e in evidence] == [WireWindow(center=40, width=400)] * 2
+    assert evidence[0].box_normalised == [0, 0, 1, 1]
+    assert evidence[0].tool_entropy_nats == pytest.approx(1.0)
+    assert attempt.boxes == [Box(100, 50, 200, 150)], "the whole image is no place to agree on"
+    told = [turn.call for turn in turns_of(attempt, evidence)]
+    assert [(c.tool, c.window, c.evidence_index) for c in told if c is not None] == [
+        ("set_window", WireWindow(center=40, width=400), 0),
+        ("zoom_in", WireWindow(center=40, width=400), 1),
+    ]
