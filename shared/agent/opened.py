@@ -1,5 +1,6 @@
 """An opened problem: the image as the policy is shown it, and what it is asked."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -37,6 +38,11 @@ class OpenedProblem:
     """Names of the tools the policy is told of, and no other is answered."""
     text_before: str
     text_after: str
+    history: Sequence[Segment] = ()
+    """What follows the first question of a conversation: turns, what they were shown, further
+    questions, up to the policy's next turn."""
+    history_sizes: Sequence[ImageSize] = ()
+    """Of the images in it."""
     prompt: list[Span] | None = None
 
     @property
@@ -46,4 +52,5 @@ class OpenedProblem:
             TextSegment(text=self.text_before),
             ImageSegment(image=self.view),
             TextSegment(text=self.text_after),
+            *self.history,
         ]

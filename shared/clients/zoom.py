@@ -14,6 +14,8 @@ import httpx
 
 from shared.api.zoom import (
     NO_GREY_LEVELS,
+    BlankRequest,
+    BlankResponse,
     CropRequest,
     CropResponse,
     ImageFacts,
@@ -87,6 +89,13 @@ class ZoomClient:
                 raise NoGreyLevels(problem.detail)
             raise self._http.error_of(response)
         return self._http.decode(response, CropResponse)
+
+    async def blank(self, request: BlankRequest) -> BlankResponse:
+        """Store an original without a region, filled from its border."""
+        response = await self._http.of(request.image).send(
+            "POST", "/v1/blanks", content=encode(request), headers=_JSON
+        )
+        return self._http.decode(response, BlankResponse)
 
     async def crop_bytes(self, crop: str) -> bytes:
         """The PNG of a crop."""

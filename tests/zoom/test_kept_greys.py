@@ -17,7 +17,14 @@ from pydicom.dataset import Dataset
 
 from services.zoom.decode import decode_original
 from services.zoom.formats import KEPT, Rendering, Window
-from shared.api.zoom import CropRequest, PixelLimitsModel, RenderingRequest, WireWindow
+from shared.api.zoom import (
+    BlankRequest,
+    CropRequest,
+    PixelLimitsModel,
+    RenderingRequest,
+    WireBox,
+    WireWindow,
+)
 from shared.clients.zoom import ZoomClient
 from shared.errors import NoGreyLevels
 from tests.zoom.conftest import client_of
@@ -139,3 +146,27 @@ async def test_a_window_without_a_width_is_a_bad_request(zoom_app: FastAPI) -> N
         response = await http.post("/v1/crops", json=body)
         assert response.status_code == httpx.codes.UNPROCESSABLE_ENTITY
         assert "window.width" in response.json()["detail"]
+
+
+async def test_a_blanked_region_is_blank_in_every_window(zoom_app: FastAPI) -> None:
+    async with client_of(zoom_app) as http:
+        zoom = ZoomClient("http://zoom", http)
+        stored = await zoom.ingest(file_of("CT_small.dcm"))
+        region = WireBox(x1=40, y1=50, x2=60, y2=80)
+        blanked = await zoom.blank(BlankRequest(image=stored.image, rectangles=[region]))
+
+        async def shown(image: str, window: WireWindow | None) -> NDArray[np.uint8]:
+            limits = PixelLimitsModel(min_pixels=112 * 112, max_pixels=112 * 112)
+            whole = [0.0, 0.0, 112.0, 112.0]
+            request = CropRequest(image=image, box=whole, limits=limits, window=window)
+            return pixels(await zoom.crop_bytes((await zoom.crop(request)).crop))
+
+        for window in (None, WireWindow(center=40, width=400), WireWindow(center=-600, width=1500)):
+            before = (await shown(stored.image, window)).astype(int)
+            after = (await shown(blanked.image, window)).astype(int)
+            outside = np.ones(before.shape, dtype=bool)
+            outside[50:80, 40:60] = False
+            assert np.array_equal(before[outside], after[outside])
+            inside = (slice(51, 79), slice(41, 59))
+            steps = abs(np.diff(after[inside], axis=0)).mean(), abs(np.diff(before[inside], axis=0))
+            assert steps[0] < 0.5 * steps[1].mean(), "smooth, whatever was there"

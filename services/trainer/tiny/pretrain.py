@@ -22,7 +22,7 @@ from services.trainer.tiny.forward import hidden_states, image_features, letter_
 from services.trainer.tiny.hints import Hints
 from services.trainer.tiny.pixels import decode_all, to_patches
 from services.trainer.tiny.recipe import PATCH_GRID_HW, PretrainSettings
-from services.trainer.tiny.scenes import Look, Scene, SceneFile
+from services.trainer.tiny.scenes import Scene, SceneFile
 from services.trainer.tiny.sequences import Batch, Speller
 from services.trainer.tiny.warmup import warm_text_up, warm_vision_up
 from services.trainer.tiny.wording import ANSWER_THOUGHTS, LOOK_THOUGHTS
@@ -52,15 +52,14 @@ def learning_rate(step: int, settings: PretrainSettings) -> float:
 def _scene_order(num_scenes: int, settings: PretrainSettings) -> Iterator[list[int]]:
     """Indices of the scenes of each step, reshuffled at each pass."""
     random = Random(settings.seed)
-    number = settings.scenes_per_step + settings.placed_per_step
     queue: list[int] = []
     for _ in range(settings.num_steps):
-        while len(queue) < number:
+        while len(queue) < settings.scenes_per_step:
             indices = list(range(num_scenes))
             random.shuffle(indices)
             queue.extend(indices)
-        yield queue[:number]
-        del queue[:number]
+        yield queue[: settings.scenes_per_step]
+        del queue[: settings.scenes_per_step]
 
 
 def _spelt(scenes: list[Scene], speller: Speller, random: Random) -> Batch:
@@ -72,7 +71,6 @@ def _spelt(scenes: list[Scene], speller: Speller, random: Random) -> Batch:
                 scene.answer,
                 (random.randrange(len(LOOK_THOUGHTS)), random.randrange(len(ANSWER_THOUGHTS))),
                 is_imitated=look.is_imitated,
-                is_read=look.is_read,
                 window=scene.window,
             )
             for scene in scenes
@@ -83,34 +81,33 @@ def _spelt(scenes: list[Scene], speller: Speller, random: Random) -> Batch:
 
 @dataclass(frozen=True)
 class _Seen:
-    """Image tokens of the scenes of a step; R looks are read, scene by scene."""
+    """Image tokens of the scenes of a step; L looks in all, scene by scene."""
 
     views_NTH: torch.Tensor
     """One view a scene: where the target shows."""
-    crops_RTH: torch.Tensor
+    crops_LTH: torch.Tensor
     in_order_TH: torch.Tensor
     """Of all conversations one after the other: what is shown first, the view, the crop."""
 
 
 def _seen(model: Qwen2_5_VLForConditionalGeneration, scenes: list[Scene]) -> _Seen:
     """Every picture is encoded once, however many looks there are into it."""
-    views = [scene.view_png for scene in scenes]
-    crops = [look.crop_png for scene in scenes for look in scene.looks if look.is_read]
-    firsts = [scene.first_png for scene in scenes if scene.first_png]
-    patches = to_patches(decode_all([*views, *crops, *firsts]))
-    encoded = image_features(model.model.visual, patches, PATCH_GRID_HW)
-    crop, first = len(views), len(views) + len(crops)
+    pngs = [scene.view_png for scene in scenes]
+    pngs += [look.crop_png for scene in scenes for look in scene.looks]
+    hidden = [scene for scene in scenes if scene.first_png is not None]
+    pngs += [scene.first_png for scene in hidden if scene.first_png is not None]
+    encoded = image_features(model.model.visual, to_patches(decode_all(pngs)), PATCH_GRID_HW)
     order: list[int] = []
+    crop, first = len(scenes), len(pngs) - len(hidden)
     for view, scene in enumerate(scenes):
-        before = [first, view] if scene.first_png else [view]
+        before = [view] if scene.first_png is None else [first, view]
         first += len(before) - 1
-        for look in scene.looks:
-            read = [crop] if look.is_read else []
-            crop += len(read)
-            order += [*before, *read]
+        for _ in scene.looks:
+            order += [*before, crop]
+            crop += 1
     return _Seen(
-        views_NTH=encoded[: len(views)],
-        crops_RTH=encoded[len(views) : len(views) + len(crops)],
+        views_NTH=encoded[: len(scenes)],
+        crops_LTH=encoded[len(scenes) : len(pngs) - len(hidden)],
         in_order_TH=encoded[order].flatten(0, 1),
     )
 
@@ -143,9 +140,7 @@ def pretrain(
     order = _scene_order(len(scene_file.scenes), settings)
     with progress(order, title="base", total=settings.num_steps) as bar:
         for step, indices in enumerate(bar):
-            scenes = [scene_file.scenes[i] for i in indices]
-            read, placed = scenes[: settings.scenes_per_step], scenes[settings.scenes_per_step :]
-            scenes = [*read, *map(_placed, placed)]
+            scenes = [_trimmed(scene_file.scenes[i], settings) for i in indices]
             metrics.append(trainer.step(scenes, learning_rate(step, settings)))
             recent = metrics[-20:]
             bar.set_postfix(
@@ -156,9 +151,10 @@ def pretrain(
     return metrics
 
 
-def _placed(scene: Scene) -> Scene:
-    """With its last look alone, an imitated one, whose crop is not shown."""
-    return replace(scene, looks=(replace(scene.looks[-1], is_read=False),))
+def _trimmed(scene: Scene, settings: PretrainSettings) -> Scene:
+    """With as many looks as a step takes; a scene's first look is the one to be read."""
+    number = settings.looks_per_scene
+    return scene if number is None else replace(scene, looks=scene.looks[-number:])
 
 
 class _Trainer:
@@ -182,20 +178,23 @@ class _Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         batch = _spelt(scenes, self.speller, self.random)
-        seen = _seen(self.model, scenes)
+        with torch.set_grad_enabled(not self.settings.is_vision_held):
+            seen = _seen(self.model, scenes)
         hidden_BLH = hidden_states(self.model, batch, self.speller.image_pad_id, seen.in_order_TH)
         loss, _, _ = trained_loss(self.model, hidden_BLH, batch)
         scene_of_look = [scene for scene in scenes for _ in scene.looks]
         before_look = [len(self.speller.before_look(scene.window)[0]) for scene in scene_of_look]
         before_speaking = hidden_BLH[torch.arange(len(before_look)), torch.tensor(before_look) - 1]
         sure, kinds = _sure_and_kinds(scenes)
-        sure_looks = [(scene, look) for scene, look in _read(scenes) if look.shows(scene.target)]
+        sure_looks = [
+            (scene, look) for scene in scenes for look in scene.looks if look.shows(scene.target)
+        ]
         logits, answers = letter_logits(self.model, hidden_BLH, batch, self.letters)
         hint_loss = (
             functional.cross_entropy(
-                self.hints.kind_logits(seen.crops_RTH[sure], sure_looks), kinds[sure]
+                self.hints.kind_logits(seen.crops_LTH[sure], sure_looks), kinds[sure]
             )
-            + self.hints.crop_salience_loss(seen.crops_RTH[sure], sure_looks)
+            + self.hints.crop_salience_loss(seen.crops_LTH[sure], sure_looks)
             + self.hints.view_salience_loss(seen.views_NTH, scenes)
             + self.hints.place_loss(before_speaking, scene_of_look)
             + functional.cross_entropy(logits[sure], answers[sure])
@@ -211,14 +210,9 @@ class _Trainer:
         )
 
 
-def _read(scenes: list[Scene]) -> list[tuple[Scene, Look]]:
-    """The looks whose crop is shown."""
-    return [(scene, look) for scene in scenes for look in scene.looks if look.is_read]
-
-
 def _sure_and_kinds(scenes: list[Scene]) -> tuple[torch.Tensor, torch.Tensor]:
-    """For every look that is read: whether it surely shows the target, and the target's kind."""
-    looks = _read(scenes)
+    """For every look: whether it surely shows the target, and the target's kind."""
+    looks = [(scene, look) for scene in scenes for look in scene.looks]
     sure = torch.tensor([look.shows(scene.target) for scene, look in looks])
     kinds = torch.tensor([ord(scene.answer) - 65 for scene, _ in looks])
     return sure, kinds

@@ -31,21 +31,21 @@ class PretrainSettings:
     max_grad_norm: float = 1.0
     hint_weight: float = 0.5
     """Of the hints' losses beside the policy's."""
-    placed_per_step: int = 0
-    """Further scenes of a step, of which one imitated look is placed and its crop not read: where
-    reading is known already, a step costs half."""
+    is_vision_held: bool = False
+    """Whether the vision tower stays as it is in the last stage too: a step costs half."""
+    looks_per_scene: int | None = None
+    """How many of a scene's looks a step takes, the imitated first; None: all."""
     seed: int = 0
 
 
 def further_settings(num_steps: int, seed: int) -> PretrainSettings:
-    """For going on from a checkpoint that reads: most scenes are for the sake of the place."""
+    """For going on from a checkpoint that can see: only what is said is learnt."""
     return PretrainSettings(
         num_steps=num_steps,
-        scenes_per_step=4,
-        placed_per_step=20,
-        peak_lr=1e-3,
-        warmup_steps=8,
+        scenes_per_step=24,
         vision_steps=0,
         text_steps=0,
+        is_vision_held=True,
+        looks_per_scene=1,
         seed=seed,
     )

@@ -27,8 +27,6 @@ class Look:
     crop_png: bytes
     is_imitated: bool
     """Whether the policy learns to look there, or only to read what is shown."""
-    is_read: bool = True
-    """Whether it learns to read what is shown, or only to look there."""
 
     def shows(self, target: tuple[float, float], margin_px: float = 4.0) -> bool:
         """Whether the target's centre is in the crop, at least `margin_px` from its edges."""

@@ -109,18 +109,14 @@ class Speller:
         thoughts: tuple[int, int],
         *,
         is_imitated: bool = True,
-        is_read: bool = True,
         window: tuple[int, int] | None = None,
     ) -> tuple[list[int], list[int]]:
         """(ids, labels) of prompt, window, look, observation, answer; what it says is trained.
 
         A look that is not imitated is not trained: only the window before and the answer after it.
-        After a look that is not read there is nothing.
         """
         ids, labels = self.before_look(window)
         look = list(self._ids_of_text(look_turn(LOOK_THOUGHTS[thoughts[0]], bbox_2d)))
-        if not is_read:
-            return [*ids, *look], [*labels, *look]
         final = list(self._ids_of_text(answer_turn(ANSWER_THOUGHTS[thoughts[1]], answer)))
         final.append(self.turn_end_id)
         observation = self.observation_ids(zoom_caption(bbox_2d))
@@ -132,6 +128,13 @@ class Speller:
             *final,
         ]
         return ids, labels
+
+    def first_turn(
+        self, bbox_2d: tuple[int, int, int, int], thought: int
+    ) -> tuple[list[int], list[int]]:
+        """(ids, labels) of prompt and look alone."""
+        look = list(self._ids_of_text(look_turn(LOOK_THOUGHTS[thought], bbox_2d)))
+        return [*self.prompt_ids, *look], [*[IGNORED] * len(self.prompt_ids), *look]
 
     def positions(self, ids: list[int]) -> torch.Tensor:
         """mRoPE positions [3, L] of one sequence."""

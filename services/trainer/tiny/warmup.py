@@ -73,10 +73,7 @@ def warm_text_up(
             boxes = [_box_at(scene, settings, random) for scene in shown]
             thoughts = [random.randrange(len(LOOK_THOUGHTS)) for _ in shown]
             batch = speller.batch(
-                [
-                    speller.conversation(box, "", (t, 0), is_read=False)
-                    for box, t in zip(boxes, thoughts, strict=True)
-                ]
+                [speller.first_turn(box, t) for box, t in zip(boxes, thoughts, strict=True)]
             )
             hidden_BLH = hidden_states(model, batch, speller.image_pad_id, views_NTH[placed])
             before_speaking = hidden_BLH[:, len(speller.prompt_ids) - 1]
