@@ -1,4 +1,4 @@
-"""`medvr clinic [serve]`: serve the case API and its viewer; `medvr clinic <command>`: see COMMANDS."""
+"""`medvr clinic [serve]`: the case API and its viewer; `medvr clinic <command>`: see COMMANDS."""
 
 import importlib
 import sys
@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from services.clinic.settings import ClinicSettings
 
 COMMANDS: dict[str, str] = {
+    "calibrate": "services.clinic.calibrate_main",
+    "export-feedback": "services.clinic.feedback_export",
     "reidentify": "services.clinic.reidentify",
 }
 """Name → its module, which has a `main(argv)`."""
@@ -17,8 +19,13 @@ def main(argv: Sequence[str]) -> None:
     name, rest = (argv[0], argv[1:]) if argv else ("serve", argv)
     if name in COMMANDS:
         importlib.import_module(COMMANDS[name]).main(rest)
+    elif name == "serve":
+        serve_clinic(rest)
+    elif name.startswith("-"):
+        serve_clinic(argv)
     else:
-        serve_clinic(rest if name == "serve" else argv)
+        sys.stderr.write(f"error: no command {name!r}; there are serve, {', '.join(COMMANDS)}\n")
+        raise SystemExit(2)
 
 
 def serve_clinic(argv: Sequence[str]) -> None:
@@ -34,8 +41,9 @@ def serve_clinic(argv: Sequence[str]) -> None:
 
     configure_logs("clinic", settings.log_level)
     with plain_errors():
+        pseudonyms = settings.pseudonyms
         CaseStore(settings.database).close()
-        Pseudonyms(settings.pseudonyms).close()
+        Pseudonyms(pseudonyms).close()
         app = create_app(settings)
         serve(app, settings.host, settings.port, on_stop=lambda: hang_up(app))
 

@@ -4,9 +4,9 @@ Light to import, so that `--help` loads no SQLAlchemy.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
-from pydantic_core import CoreSchema, core_schema
+from pydantic import PlainSerializer, PlainValidator
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import URL
@@ -56,10 +56,6 @@ class DatabaseAddress:
             return cls(str(value))
         raise ValueError("must be a path or a URL")
 
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> CoreSchema:
-        return core_schema.no_info_plain_validator_function(cls.of)
-
     @property
     def path(self) -> Path | None:
         """The SQLite file; None for PostgreSQL."""
@@ -75,3 +71,7 @@ class DatabaseAddress:
 
     def __repr__(self) -> str:
         return str(self.path or self.url().render_as_string(hide_password=True))
+
+
+Database = Annotated[DatabaseAddress, PlainValidator(DatabaseAddress.of), PlainSerializer(str)]
+"""The address as a setting."""

@@ -6,29 +6,35 @@ stops nothing; only `cancel` does. At start-up the cases a former process left a
 whose work was already killed `MAX_ATTEMPTS` times fails with that reason instead. A clean stop
 hands unfinished cases to the next start without counting against them.
 
+A case waits for a neighbour that fails for a moment, and for the database; if that stays away, the
+case stays running there and the next start begins it again.
+
 A failure is logged by its kind and place, never by its message, which may quote the case.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from http import HTTPStatus
-from typing import Literal, cast
+from typing import Literal, TypeVar, cast
 
-from services.clinic.admission import Admitted, admit, case_image
-from services.clinic.casework import Neighbours, Stopwatch, answer_case
+from services.clinic.admission import Admitted, admit, admit_again, case_image
+from services.clinic.casework import Standing, Stopwatch, answer_case
+from services.clinic.conversation import MAX_EARLIER, ContextFull
+from services.clinic.diary import Diary
 from services.clinic.following import Bells
 from services.clinic.metrics import ClinicMetrics
-from services.clinic.pseudonyms import Pseudonyms
+from services.clinic.pseudonyms import Pseudonyms, UnknownPseudonym
+from services.clinic.rounds import Neighbours
 from services.clinic.settings import ClinicSettings
 from services.clinic.store import CaseStore, Repeatable, UnfinishedCase, UnknownCase
-from services.clinic.submission import Submission
+from services.clinic.submission import Asked, Submission
 from services.clinic.telling import Tell
-from shared.api.case_events import CaseEvent
-from shared.api.clinic import Case, CaseFailure, CaseStatus
+from services.clinic.transactions import DatabaseAway
+from shared.api.clinic import Case, CaseFailure, CaseImage, CaseSettings, CaseStatus
 from shared.api.zoom import IngestResponse
 from shared.errors import ApiProblem, BlobError, BoundaryError, ZoomError
 from shared.geometry import BadBox
@@ -41,6 +47,8 @@ MAX_ATTEMPTS = 2
 
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 5.0
+
+T = TypeVar("T")
 
 FailingService = Literal["policy", "zoom", "cca", "clinic"]
 
@@ -55,7 +63,7 @@ def failure_of(error: Exception) -> CaseFailure:
     if isinstance(error, BoundaryError):
         service = cast("FailingService", error.service)
         return CaseFailure(service=service, reason=str(error).removeprefix(f"{service}: "))
-    if isinstance(error, BadBox | BlobError):
+    if isinstance(error, BadBox | BlobError | ContextFull):
         return CaseFailure(service="clinic", reason=str(error))
     return CaseFailure(service="clinic", reason=f"internal error ({type(error).__name__})")
 
@@ -69,6 +77,7 @@ class CaseDesk:
         store: CaseStore,
         pseudonyms: Pseudonyms,
         neighbours: Neighbours,
+        standing: Standing,
         metrics: ClinicMetrics,
         bells: Bells,
         *,
@@ -77,8 +86,9 @@ class CaseDesk:
     ) -> None:
         self._settings = settings
         self._store = store
-        self._pseudonyms = pseudonyms
+        self.pseudonyms = pseudonyms
         self._neighbours = neighbours
+        self._standing = standing
         self._metrics = metrics
         self._bells = bells
         self._now = now
@@ -117,20 +127,80 @@ class CaseDesk:
         if zoom failed; there is no case then.
         """
         started = time.monotonic()
+        case, watch = await self.opened(submission)
+        left_s = None if wait_s is None else started + wait_s - time.monotonic()
+        return await self._asked(case, watch, left_s, request)
+
+    async def opened(self, submission: Submission) -> tuple[Case, Stopwatch]:
+        """Ingest the image; the case as it would be stored. Raises as `answer`."""
         watch = Stopwatch()
         with watch.stage("ingest_s"):
             ingested = await self._ingest(submission)
             admitted = await asyncio.to_thread(
-                admit, submission, ingested.identity, self._pseudonyms
+                admit, submission, ingested.identity, self.pseudonyms
             )
-        case = self._opened(submission, admitted, ingested, watch)
+        image = case_image(ingested)
+        return self._new(admitted, image, submission.settings, watch), watch
+
+    async def follow_up(
+        self,
+        case_id: str,
+        asked: Asked,
+        *,
+        wait_s: float | None = None,
+        request: Repeatable | None = None,
+    ) -> Case:
+        """Go on from an answered case with a further question; else as `answer`.
+
+        Raises `UnknownCase`, and `ApiProblem` 409 if there is nothing to go on from.
+        """
+        earlier = await asyncio.to_thread(self._store.conversation, case_id)
+        former = earlier[-1]
+        if former.status is not CaseStatus.ANSWERED:
+            raise ApiProblem(
+                HTTPStatus.CONFLICT,
+                "The case has no answer to go on from",
+                f"case {case_id} is {former.status.value}; only an answered case can be followed",
+            )
+        if len(earlier) > MAX_EARLIER:
+            raise ApiProblem(
+                HTTPStatus.CONFLICT,
+                "The conversation is too long",
+                f"{len(earlier)} questions were asked; at most {MAX_EARLIER} can be followed",
+            )
+        try:
+            admitted = await asyncio.to_thread(admit_again, asked, former.subject, self.pseudonyms)
+        except UnknownPseudonym as error:
+            raise ApiProblem(
+                HTTPStatus.CONFLICT,
+                "Nobody knows whom the case is about",
+                "its pseudonyms are not in this clinic's database of them, so identity could not "
+                "be taken out of the question",
+            ) from error
+        case = self._new(admitted, former.image, asked.settings, Stopwatch())
+        case = case.model_copy(update={"follows": case_id})
+        return await self._asked(case, Stopwatch(), wait_s, request)
+
+    async def _asked(
+        self, case: Case, watch: Stopwatch, wait_s: float | None, request: Repeatable | None
+    ) -> Case:
+        """Store a new case, start it, and wait for its end."""
         await asyncio.to_thread(self._store.create, case, request)
-        task = self._start(case, watch)
-        left_s = None if wait_s is None else max(0.0, started + wait_s - time.monotonic())
-        await asyncio.wait([task], timeout=left_s)
+        return await self._awaited(case.case_id, self._start(case, watch), wait_s)
+
+    async def wait_for(self, case_id: str, wait_s: float) -> Case:
+        """Wait for the end of a stored case, at most so long; it is begun if nobody is at it."""
+        case = await asyncio.to_thread(self._store.get, case_id)
+        if case.status is not CaseStatus.RUNNING:
+            return case
+        task = self._tasks.get(case_id) or self._start(case, Stopwatch(case.timings))
+        return await self._awaited(case_id, task, wait_s)
+
+    async def _awaited(self, case_id: str, task: asyncio.Task[Case], wait_s: float | None) -> Case:
+        await asyncio.wait([task], timeout=None if wait_s is None else max(0.0, wait_s))
         if task.done() and not task.cancelled():
             return task.result()
-        return await asyncio.to_thread(self._store.get, case.case_id)
+        return await asyncio.to_thread(self._store.get, case_id)
 
     async def cancel(self, case_id: str) -> Case:
         """End a case that has not ended; of a cancelled one, nothing changes.
@@ -170,13 +240,10 @@ class CaseDesk:
                 HTTPStatus(error.status), "The image cannot be used", detail
             ) from error
 
-    def _opened(
-        self,
-        submission: Submission,
-        admitted: Admitted,
-        ingested: IngestResponse,
-        watch: Stopwatch,
+    def _new(
+        self, admitted: Admitted, image: CaseImage, settings: CaseSettings, watch: Stopwatch
     ) -> Case:
+        """A case of a new id; `image` gets its URL."""
         case_id = self._new_case_id()
         return Case(
             case_id=case_id,
@@ -184,9 +251,9 @@ class CaseDesk:
             created_at=self._now(),
             question=admitted.question,
             choices=admitted.choices,
-            image=case_image(case_id, ingested),
+            image=image.model_copy(update={"url": f"/v1/cases/{case_id}/image"}),
             subject=admitted.subject,
-            settings=submission.settings,
+            settings=settings,
             timings=watch.timings,
         )
 
@@ -215,29 +282,24 @@ class CaseDesk:
             await self._slots.acquire()
         try:
             try:
-                attempt = await asyncio.to_thread(self._store.begin, case.case_id)
+                attempt = await self._patiently_stored(partial(self._store.begin, case.case_id))
             except UnknownCase:  # it was cancelled before it began
                 return await asyncio.to_thread(self._store.get, case.case_id)
+            diary = Diary(self._store, self._bells, self._metrics, case.case_id, attempt)
             try:
-                final = await self._final(case, watch, self._tell_of(case.case_id, attempt))
+                final = await self._final(case, watch, diary.tell)
             except asyncio.CancelledError:
+                await diary.close()
                 self._store.release(case.case_id, attempt)
                 raise
-            if await asyncio.to_thread(self._store.finish, final, attempt):
+            last = await diary.close()
+            if await self._patiently_stored(partial(self._store.finish, final, attempt, last)):
+                diary.count(last)
                 self._report(final)
                 return final
             return await asyncio.to_thread(self._store.get, case.case_id)
         finally:
             self._slots.release()
-
-    def _tell_of(self, case_id: str, attempt: int) -> Tell:
-        async def tell(events: Sequence[CaseEvent]) -> None:
-            if await asyncio.to_thread(self._store.tell, case_id, attempt, events):
-                for event in events:
-                    self._metrics.events.labels(event.event).inc()
-                self._bells.ring(case_id)
-
-        return tell
 
     async def _final(self, case: Case, watch: Stopwatch, tell: Tell) -> Case:
         """The case as it ends; whatever goes wrong makes it a failed one."""
@@ -249,6 +311,8 @@ class CaseDesk:
             final = self._failed(
                 case, CaseFailure(service="clinic", reason=f"not answered within {limit_s:g} s")
             )
+        except DatabaseAway:  # where it would have to end: it stays running there
+            raise
         except Exception as error:  # noqa: BLE001 - a case must end, whatever its work raised
             logger.warning(
                 "case failed",
@@ -264,15 +328,31 @@ class CaseDesk:
         """Begin again while a neighbour fails for a moment. Raises what it failed with at last."""
         give_up_at = time.monotonic() + self._settings.patience_s
         pause_s = _FIRST_PAUSE_S
+        earlier: list[Case] = []
+        if case.follows is not None:
+            earlier = await asyncio.to_thread(self._store.conversation, case.follows)
         while True:
             try:
-                return await answer_case(self._neighbours, case, watch, tell)
+                return await answer_case(
+                    self._neighbours, self._standing, case, watch, tell, earlier
+                )
             except BoundaryError as error:
                 if not error.is_transient or time.monotonic() + pause_s > give_up_at:
                     raise
                 logger.warning("case waits for %s", error.service, extra={"case_id": case.case_id})
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    async def _patiently_stored(self, write: Callable[[], T]) -> T:
+        """What a write of the store returns, once the database answers. Raises `DatabaseAway`."""
+        give_up_at = time.monotonic() + self._settings.patience_s
+        while True:
+            try:
+                return await asyncio.to_thread(write)
+            except DatabaseAway:
+                if time.monotonic() > give_up_at:
+                    raise
+            await asyncio.sleep(_LONGEST_PAUSE_S)
 
     def _failed(self, case: Case, failure: CaseFailure) -> Case:
         return case.model_copy(update={"status": CaseStatus.FAILED, "failure": failure})

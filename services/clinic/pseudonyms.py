@@ -64,7 +64,7 @@ class Pseudonyms:
 
     def ping(self) -> None:
         """Ask the database for nothing. Raises `DatabaseAway`."""
-        self._transactions.run(lambda session: session.execute(select(1)), is_patient=False)
+        self._transactions.read(lambda session: session.execute(select(1)), is_patient=False)
 
     def of(self, identity: PatientIdentity) -> CaseSubject:
         """The pseudonyms of a patient and a study, given now if they had none. Durable."""
@@ -77,7 +77,7 @@ class Pseudonyms:
     def identity(self, pseudonym: str) -> PatientIdentity:
         """The identity a pseudonym was first given for. Raises `UnknownPseudonym`."""
         statement = select(PseudonymRow.document).where(PseudonymRow.pseudonym == pseudonym)
-        document = self._transactions.run(
+        document = self._transactions.read(
             lambda session: session.execute(statement).scalar_one_or_none()
         )
         if document is None:
@@ -98,13 +98,11 @@ class Pseudonyms:
         )
 
         def work(session: Session) -> str:
-            known = session.execute(found).scalar_one_or_none()
-            if known is not None:
-                return known
             session.execute(insert)
             return session.execute(found).scalar_one()  # another's, if that came first
 
-        return self._transactions.run(work)
+        known = self._transactions.read(lambda session: session.execute(found).scalar_one_or_none())
+        return self._transactions.write(work) if known is None else known
 
 
 def _patient_known_as(identity: PatientIdentity) -> tuple[str, ...] | None:

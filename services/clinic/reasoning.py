@@ -4,23 +4,37 @@ Evidence is a zoom whose crop was shown. Its entropies are those recorded while 
 the call (METHOD.md, EVR), so nothing is asked again and nothing can differ from what happened.
 """
 
+import math
 import re
 import string
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 
 from shared.agent.entropy import tool_entropy_nats
 from shared.agent.parser import parse_turn
-from shared.api.cca import ConsensusRegion, Heatmap
-from shared.api.clinic import CaseAttempt, CaseConsensus, CaseEvidence, CaseToolCall, CaseTurn
-from shared.api.zoom import WireBox
+from shared.api.cca import AttemptConsensus, ConsensusRegion, Heatmap
+from shared.api.clinic import (
+    CaseAttempt,
+    CaseConsensus,
+    CaseEvidence,
+    CaseImage,
+    CaseToolCall,
+    CaseTurn,
+)
+from shared.api.zoom import MAX_WINDOW, WireBox, WireWindow
 from shared.geometry import Box, ImageSize
-from shared.trajectory import Generation, StopReason, Trajectory, Turn
+from shared.trajectory import Generation, StopReason, Trajectory, Turn, WindowArguments
 
 _THOUGHT = re.compile(r"<think>(.*?)(?:</think>|<tool_call>|<answer>|$)", re.DOTALL)
 
+_OPEN_CALL, _CLOSE_CALL = "<tool_call>", "</tool_call>"
+_OPEN_ANSWER, _CLOSE_ANSWER = "<answer>", "</answer>"
+
 _NOT_SHOWN = {
     StopReason.MAX_TURNS: "not carried out: this was the last turn allowed",
-    StopReason.CONTEXT_FULL: "not shown: the crop did not fit into the policy's context",
+    StopReason.CONTEXT_FULL: "not shown: the picture did not fit into the policy's context",
 }
 """Why a sound call brought no crop; only the last call of a trajectory can end so."""
 
@@ -40,6 +54,13 @@ def normalised(box: Box, size: ImageSize) -> list[float]:
     ]
 
 
+def wire_window(window: WindowArguments | None) -> WireWindow | None:
+    """A window as the API shows it; null if it is none that could be set."""
+    if window is None or not 0 < window.width <= MAX_WINDOW or abs(window.center) > MAX_WINDOW:
+        return None
+    return WireWindow(center=window.center, width=window.width)
+
+
 def crop_url(case_id: str, crop: str) -> str:
     """Where a crop of a case is served."""
     return f"/v1/cases/{case_id}/crops/{crop}"
@@ -51,19 +72,72 @@ def thought_of(text: str) -> str:
     return "" if found is None else found.group(1).strip()
 
 
+def text_before_call(text: str) -> str:
+    """What a turn says before its call, unedited; all of it if there is none."""
+    end = text.find(_CLOSE_CALL)
+    opened = text.rfind(_OPEN_CALL, 0, end) if end >= 0 else -1
+    return text if opened < 0 else text[:opened]
+
+
+def answer_tokens(token_texts: Sequence[str]) -> range:
+    """The tokens of a turn's answer: from its first through its last character, tags left out.
+
+    A token that also holds a part of a tag counts, if it holds a character of the answer. Empty
+    for a turn without an answer.
+    """
+    answer = parse_turn(token_texts).answer
+    if answer is None:
+        return range(0)
+    text = "".join(token_texts)
+    opened = text.rfind(_OPEN_ANSWER, 0, text.index(_CLOSE_ANSWER)) + len(_OPEN_ANSWER)
+    first = text.index(answer, opened)
+    last = first + len(answer) - 1
+    ends = list(accumulate(len(token) for token in token_texts))
+    return range(bisect_right(ends, first), bisect_right(ends, last) + 1)
+
+
+def answer_token_probability(trajectory: Trajectory) -> float | None:
+    """exp of the mean log-probability of the tokens of its answer; None if it gave none.
+
+    Of the raw distribution: that at temperature 1, from which several trajectories are drawn, and
+    which is reported of a greedy one too.
+    """
+    if trajectory.answer is None:
+        return None
+    generation = trajectory.turns[-1].generation
+    logprobs = [generation.sampled_logprobs[i] for i in answer_tokens(generation.token_texts)]
+    return min(1.0, math.exp(math.fsum(logprobs) / len(logprobs)))
+
+
+def option_probabilities(
+    choices: Sequence[str], normalised_answers: Sequence[str | None]
+) -> dict[str, float]:
+    """Share of the K trajectories that picked each choice, by letter; empty without choices."""
+    counts = Counter(normalised_answers)
+    letters = string.ascii_uppercase[: len(choices)]
+    return {letter: counts[letter] / len(normalised_answers) for letter in letters}
+
+
 def mean_entropy_nats(generation: Generation) -> float:
     """Mean H_t over the tokens of a turn; 0 for an empty one."""
     entropies = generation.entropies_nats
     return sum(entropies) / len(entropies) if entropies else 0.0
 
 
-def evidence_of(case_id: str, trajectory: Trajectory, size: ImageSize) -> list[CaseEvidence]:
-    """The zooms of a trajectory whose crop was shown, in order, with H_base, H_tool and ΔH."""
+def size_of(image: CaseImage) -> ImageSize:
+    """Of the original."""
+    return ImageSize(image.width_px, image.height_px)
+
+
+def evidence_of(case_id: str, trajectory: Trajectory, image: CaseImage) -> list[CaseEvidence]:
+    """The pictures a trajectory asked for and was shown, in order, with H_base, H_tool and ΔH."""
     evidence: list[CaseEvidence] = []
+    rendering, size = image.rendering, size_of(image)
     for turn_index, turn in enumerate(trajectory.turns):
         call = turn.call
-        if call is None or call.box is None or call.crop is None:
+        if call is None or call.tool is None or call.crop is None:
             continue
+        box = call.box or Box.whole(size)
         entropies = turn.generation.entropies_nats
         written = entropies[call.first_coordinate_token : call.end_token]
         tool_nats = tool_entropy_nats(written)
@@ -71,8 +145,13 @@ def evidence_of(case_id: str, trajectory: Trajectory, size: ImageSize) -> list[C
             CaseEvidence(
                 index=len(evidence),
                 turn=turn_index,
-                box=wire_box(call.box),
-                box_normalised=normalised(call.box, size),
+                text_before=text_before_call(turn.generation.text),
+                tool=call.tool,
+                window=wire_window(call.window),
+                frame=None if rendering is None else rendering.frame,
+                windows=[] if rendering is None or call.window else rendering.windows,
+                box=wire_box(box),
+                box_normalised=normalised(box, size),
                 crop=call.crop.image,
                 crop_url=crop_url(case_id, call.crop.image),
                 crop_width_px=call.crop.size.width_px,
@@ -93,8 +172,10 @@ def _tool_call(
         return None
     error = call.error
     if evidence_index is None and error is None:
-        error = _NOT_SHOWN.get(stop_reason, "no crop was shown")
+        error = _NOT_SHOWN.get(stop_reason, "no picture was shown")
     return CaseToolCall(
+        tool=call.tool,
+        window=wire_window(call.window),
         bbox_2d=None if call.bbox_2d is None else list(call.bbox_2d),
         evidence_index=evidence_index,
         error=error,
@@ -118,8 +199,8 @@ def turns_of(trajectory: Trajectory, evidence: Sequence[CaseEvidence]) -> list[C
     ]
 
 
-def attempt_of(trajectory: Trajectory) -> CaseAttempt:
-    """A trajectory in short."""
+def attempt_of(trajectory: Trajectory, beside: AttemptConsensus) -> CaseAttempt:
+    """A trajectory in short; `beside` is how it stands to the others."""
     return CaseAttempt(
         trajectory_id=trajectory.trajectory_id,
         seed=trajectory.seed,
@@ -127,6 +208,9 @@ def attempt_of(trajectory: Trajectory) -> CaseAttempt:
         stop_reason=trajectory.stop_reason.value,
         num_turns=len(trajectory.turns),
         boxes=[wire_box(box) for box in trajectory.boxes],
+        agrees=beside.agrees,
+        consensus_iou=beside.consensus_iou,
+        answer_token_probability=answer_token_probability(trajectory),
     )
 
 

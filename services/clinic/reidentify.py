@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> None:
     from services.clinic.pseudonyms import Pseudonyms
     from shared.service.process import plain_errors
 
-    with plain_errors():
+    with plain_errors():  # also an unknown pseudonym
         pseudonyms = Pseudonyms(settings.pseudonyms)
         try:
             identity = pseudonyms.identity(argv[0])

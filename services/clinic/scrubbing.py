@@ -18,7 +18,21 @@ _LEAST_IDENTIFIER_CHARS = 4
 _LONG_NUMBER = re.compile(r"[0-9]{6,}")
 """Part of an identifier that stands for it alone, as in `MRN-123456`."""
 _SHORT_NAME_CHARS = 3
-_TITLES = frozenset("dr prof professor md phd msc bsc mr mrs ms miss jr sr ii iii iv".split())
+_TITLES = (
+    "dr",
+    "prof",
+    "professor",
+    "md",
+    "phd",
+    "msc",
+    "bsc",
+    "mr",
+    "mrs",
+    "ms",
+    "miss",
+    "jr",
+    "sr",
+)
 _WORD = re.compile(r"[^\W_]+")
 _BETWEEN = re.compile(r"[\s,;^/=-]*")
 _MONTHS = (
@@ -66,7 +80,7 @@ def _patterns(identity: PatientIdentity) -> Iterator[tuple[re.Pattern[str], bool
     """What to look for in a folded text, and whether it must begin with a capital there."""
     names = {
         part for name in identity.names for part in _WORD.findall(_folded(name)[0])
-    } - _TITLES
+    }.difference(_TITLES)
     for name in names:
         if len(name) > 1:
             yield _name_pattern(name), name.isascii() and len(name) <= _SHORT_NAME_CHARS

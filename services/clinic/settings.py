@@ -1,19 +1,23 @@
 """Settings of the clinic: where its neighbours are, what it keeps, how much it accepts."""
 
 from pathlib import Path
-
 from typing import Self
 
 from pydantic import Field, model_validator
 
-from services.clinic.address import DatabaseAddress
+from services.clinic.address import Database, DatabaseAddress
 from shared.api.clinic import MAX_TRAJECTORIES
 from shared.clients.replicas import ServiceUrls
-from shared.service.settings import ServiceSettings, settings_config
+from shared.errors import MedvrError
+from shared.service.settings import RedisUrl, ServiceSettings, settings_config
 
 
 class ClinicSettings(ServiceSettings):
-    """Serve the clinic: a case API and its viewer. Research use only. Not a medical device."""
+    """Serve the clinic: a case API and its viewer. Research use only. Not a medical device.
+
+    Other commands of `medvr clinic`, each with its own --help: calibrate, export-feedback,
+    reidentify.
+    """
 
     model_config = settings_config("clinic")
 
@@ -29,16 +33,34 @@ class ClinicSettings(ServiceSettings):
     """Base URLs of the CCA scorer's replicas."""
     blob_url: str = ".medvr/blobs"
     """Root of the blob store that zoom writes to: a folder or an fsspec URL."""
-    database: Path = Path(".medvr/clinic.sqlite")
-    """SQLite file of the cases; made if absent, readable by its owner only. One clinic per file."""
-    pseudonym_database: DatabaseAddress | None = None
+    database: Database = DatabaseAddress(".medvr/clinic.sqlite")
+    """Where cases are kept, of one clinic: an SQLite file, made if absent and readable by its owner
+    only, or `postgresql+psycopg://user@host/name`. A password is better given as a variable."""
+    pseudonym_database: Database | None = None
     """Whom the pseudonyms of the cases stand for, apart from the cases so that access to it can be:
     as `database`, and never the same one. If not given, a file beside that of the cases, named
     `<its name>-pseudonyms.sqlite`."""
+    calibration: Path | None = None
+    """Calibration made by `medvr clinic calibrate`; unset means that no answer has a confidence."""
+    abstain_below: float = Field(default=0.5, ge=0.0, le=1.0)
+    """An answer whose confidence is below this is withheld; 0 withholds none."""
+    withhold_unsupported: bool = True
+    """Withhold an answer that survives the loss of its evidence (`verify=true`)."""
+    revision: str = ""
+    """Revision of the code, for provenance; set it where an image is built."""
     default_k: int = Field(default=5, ge=1, le=MAX_TRAJECTORIES)
     """Trajectories per case where the request does not say."""
     max_upload_bytes: int = Field(default=64 * 1024 * 1024, ge=1024)
     """Largest image file accepted, in bytes."""
+    redis_url: RedisUrl | None = None
+    """Redis whose queue the clinic's workers read, one database per clinic; without it there are
+    no jobs."""
+    max_job_items: int = Field(default=500, ge=1, le=1000)
+    """Most questions, and most images, of one job."""
+    max_job_bytes: int = Field(default=1024 * 1024 * 1024, ge=1024)
+    """Largest job accepted, all its files together, in bytes."""
+    job_sweep_s: float = Field(default=10.0, gt=0)
+    """Seconds between two looks for items of jobs that were left undone."""
     max_question_chars: int = Field(default=2000, ge=1)
     """Longest question, in characters."""
     max_choice_chars: int = Field(default=500, ge=1)
@@ -64,18 +86,18 @@ class ClinicSettings(ServiceSettings):
 
     @model_validator(mode="after")
     def _pseudonyms_are_kept_apart(self) -> Self:
-        if str(self.pseudonyms) == str(self.database):
+        if str(self.pseudonym_database) == str(self.database):
             raise ValueError("pseudonym_database must not be the database of the cases")
         return self
 
     @property
     def pseudonyms(self) -> DatabaseAddress:
-        """Where the pseudonyms are kept. Raises `ValueError` if that is not known."""
+        """Where the pseudonyms are kept. Raises `MedvrError` if nothing says it."""
         if self.pseudonym_database is not None:
             return self.pseudonym_database
-        path = DatabaseAddress.of(self.database).path
+        path = self.database.path
         if path is None:
-            raise ValueError(
-                "pseudonym_database must be given where database is a URL; it must be another one"
+            raise MedvrError(
+                "pseudonym_database must be given where database is a URL, and be another one"
             )
         return DatabaseAddress(str(path.with_name(f"{path.stem}-pseudonyms.sqlite")))

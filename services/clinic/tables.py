@@ -1,43 +1,45 @@
-"""The clinic's SQLite file: its tables, how it is opened, and how an older one is brought up.
+"""The tables of the clinic's database, the same on SQLite and PostgreSQL.
 
-A file of version 1 has only the table of cases, unchanged since. Opening it adds the other tables
-and gives each case that ended its last events, in one transaction with the new version number.
+The scripts in `migrations` make them; a change here needs a new one there (a test compares the
+two). An SQLite file says by `PRAGMA user_version` how it is to be read: 1 and 2 are from before
+there were scripts, `SCRIPTED_VERSION` means that Alembic's own table has the revision. A clinic
+from before refuses a file that says so.
 """
 
-import os
-from collections.abc import Sequence
 from pathlib import Path
 
-from sqlalchemy import (
-    Connection,
-    Engine,
-    UniqueConstraint,
-    create_engine,
-    event,
-    func,
-    select,
-)
-from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy import Connection, Dialect, Engine, String, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import TypeDecorator
 
-from services.clinic.telling import closing_events
-from shared.api.case_events import CaseEvent, ZoomEvent
-from shared.api.clinic import Case, CaseStatus
-from shared.errors import MedvrError
+from services.clinic.address import DatabaseAddress
+from services.clinic.database import open_database
+from services.clinic.migrating import UnusableDatabase
 
-DATABASE_VERSION = 2
-"""`PRAGMA user_version` of a file this code writes. Version 1 had only cases; it is brought up."""
-
-_BUSY_TIMEOUT_MS = 5000
+SCRIPTS = Path(__file__).parent / "migrations"
+SCRIPTED_VERSION = 3
+"""`PRAGMA user_version` of a file whose revision is in Alembic's table."""
 
 
-class CaseStoreError(MedvrError):
-    """The database file cannot be used; the message says why."""
+class StoredText(TypeDecorator[str]):
+    """Text without NUL, which PostgreSQL does not take.
+
+    Ids have none and JSON escapes it, so only what a caller asks for can have one; as U+FFFD it
+    names nothing that there is.
+    """
+
+    impl = String
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002
+        """The text as it is stored and looked up."""
+        return None if value is None else value.replace("\0", "\ufffd")
 
 
 class Base(DeclarativeBase):
-    """The tables of the file."""
+    """The tables of the database."""
+
+    type_annotation_map = {str: StoredText()}
 
 
 class CaseRow(Base):
@@ -79,63 +81,57 @@ class KeptRow(Base):
     answer: Mapped[bytes | None]
 
 
-def _set_pragmas(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
-    cursor = connection.cursor()
-    for pragma in (
-        "journal_mode=WAL",
-        "synchronous=FULL",
-        f"busy_timeout={_BUSY_TIMEOUT_MS}",
-    ):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
+class FeedbackRow(Base):
+    """What a reader said of a case; every change is a version of its own."""
+
+    __tablename__ = "feedback"
+    __table_args__ = (UniqueConstraint("case_id", "version"),)
+
+    row: Mapped[int] = mapped_column(primary_key=True)
+    case_id: Mapped[str] = mapped_column(index=True)
+    version: Mapped[int]
+    document: Mapped[str]
 
 
-def open_engine(path: Path) -> Engine:
-    """An engine on a file that exists, is private and has this code's version."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-    # hide_parameters: an error message must not carry a question into the log.
-    engine = create_engine(f"sqlite:///{path}", hide_parameters=True)
-    event.listen(engine, "connect", _set_pragmas)
-    try:
-        with engine.begin() as connection:
-            version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
-            if version not in (0, 1, DATABASE_VERSION):
-                raise CaseStoreError(
-                    f"{path} is a database of version {version}; "
-                    f"this clinic reads {DATABASE_VERSION}"
-                )
-            Base.metadata.create_all(connection)
-            if version == 1:
-                _close_former_cases(connection)
-            connection.exec_driver_sql(f"PRAGMA user_version={DATABASE_VERSION}")
-    except BaseException:
-        engine.dispose()
-        raise
-    return engine
+class JobRow(Base):
+    """A batch of questions."""
+
+    __tablename__ = "jobs"
+    __table_args__ = {"sqlite_autoincrement": True}
+
+    number: Mapped[int] = mapped_column(primary_key=True)
+    job_id: Mapped[str] = mapped_column(unique=True)
+    status: Mapped[str]
+    document: Mapped[str]
 
 
-def _close_former_cases(connection: Connection) -> None:
-    """Cases that ended before there were events get their last ones."""
-    ended = select(CaseRow.document).where(CaseRow.status != CaseStatus.RUNNING.value)
-    with Session(connection) as session:
-        for document in session.execute(ended).scalars():
-            case = Case.model_validate_json(document)
-            add_events(session, case.case_id, closing_events(case))
-        session.flush()
+class JobItemRow(Base):
+    """A question of a batch, and the case it became."""
+
+    __tablename__ = "job_items"
+    __table_args__ = (UniqueConstraint("job_id", "number"),)
+
+    row: Mapped[int] = mapped_column(primary_key=True)
+    job_id: Mapped[str] = mapped_column(index=True)
+    number: Mapped[int]
+    status: Mapped[str] = mapped_column(index=True)
+    case_id: Mapped[str | None]
+    attempts: Mapped[int] = mapped_column(default=0)
+    document: Mapped[str]
 
 
-def add_events(session: Session, case_id: str, events: Sequence[CaseEvent]) -> None:
-    """Number events and add them; the transaction must hold the write lock."""
-    last = select(func.max(EventRow.number)).where(EventRow.case_id == case_id)
-    first = (session.execute(last).scalar_one() or 0) + 1
-    session.add_all(
-        EventRow(
-            case_id=case_id,
-            number=number,
-            name=told.event,
-            document=told.model_dump_json(),
-            crop=told.crop if isinstance(told, ZoomEvent) else None,
+def _mark_scripted(connection: Connection) -> None:
+    """Say in an SQLite file that its revision is in Alembic's table from now on."""
+    if connection.dialect.name != "sqlite":
+        return
+    version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
+    if version not in range(SCRIPTED_VERSION + 1):
+        raise UnusableDatabase(
+            f"it is of version {version}; this clinic reads up to {SCRIPTED_VERSION}"
         )
-        for number, told in enumerate(events, start=first)
-    )
+    connection.exec_driver_sql(f"PRAGMA user_version={SCRIPTED_VERSION}")
+
+
+def open_tables(address: DatabaseAddress) -> Engine:
+    """An engine on a database that has these tables. Raises `UnusableDatabase`."""
+    return open_database(address, SCRIPTS, before=_mark_scripted)

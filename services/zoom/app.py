@@ -16,11 +16,13 @@ from typing import Annotated, TypeVar
 from fastapi import FastAPI, Query, Request, Response
 from prometheus_client import CollectorRegistry, Counter
 
+from services.zoom.blank import blank
 from services.zoom.crop import check_request, render
 from services.zoom.formats import (
     CanonicalOriginal,
     DecodeLimits,
     Rendering,
+    Window,
     detect_format,
     unreadable,
 )
@@ -28,8 +30,15 @@ from services.zoom.originals import OriginalCache, open_png
 from services.zoom.rendering import asked_rendering, ingest_response
 from services.zoom.sandbox import Sandbox
 from services.zoom.settings import ZoomSettings
-from services.zoom.wire import bad_box_response, blob_headers, is_unmodified
+from services.zoom.wire import (
+    bad_box_response,
+    blob_headers,
+    is_unmodified,
+    no_grey_levels_response,
+)
 from shared.api.zoom import (
+    BlankRequest,
+    BlankResponse,
     CropRequest,
     CropResponse,
     ImageFacts,
@@ -37,7 +46,7 @@ from shared.api.zoom import (
     IngestResponse,
 )
 from shared.blobs import BlobStore
-from shared.errors import ApiProblem, BlobError
+from shared.errors import ApiProblem, BlobError, NoGreyLevels
 from shared.geometry import BadBox
 from shared.service.app import create_service_app
 from shared.service.bodies import json_body, model_response, parse_body, read_body
@@ -45,6 +54,7 @@ from shared.service.bodies import json_body, model_response, parse_body, read_bo
 T = TypeVar("T")
 
 MAX_CROP_REQUEST_BYTES = 16_384
+MAX_BLANK_REQUEST_BYTES = 131_072
 _NO_BLOB = "0" * 64
 
 
@@ -65,7 +75,9 @@ class Zoom:
         )
         self._originals = OriginalCache(
             self._blobs,
-            self._threads,
+            executor=self._threads,
+            decoding=self._decoding,
+            sandbox=self._sandbox,
             max_bytes=settings.cache_bytes,
             max_pixels=settings.max_pixels,
             registry=registry,
@@ -75,6 +87,7 @@ class Zoom:
             "medvr_zoom_ingests", "Files taken in.", ["format"], registry=registry
         )
         crops = Counter("medvr_zoom_crops", "Crop requests.", ["outcome"], registry=registry)
+        self._blanks = Counter("medvr_zoom_blanks", "Regions blanked.", registry=registry)
         self._remembered = crops.labels("remembered")
         self._rendered = crops.labels("rendered")
         self._bad_boxes = crops.labels("bad_box")
@@ -108,10 +121,15 @@ class Zoom:
         original = self._sandbox.decode(
             data, detect_format(data), rendering, with_identity=with_identity
         )
+        if original.greys is not None:
+            self._blobs.put(original.greys.blob)
         return self._blobs.put(original.png), original
 
     async def crop(self, body: bytes) -> Response:
-        """Answer a crop request, given as its JSON. Raises `BadBox` or `ApiProblem`."""
+        """Answer a crop request, given as its JSON.
+
+        Raises `BadBox`, `NoGreyLevels` or `ApiProblem`.
+        """
         answer = self._answers.get(body)
         if answer is not None:
             self._answers.move_to_end(body)
@@ -119,7 +137,9 @@ class Zoom:
             return answer
         request = parse_body(body, CropRequest)
         check_request(request, self._settings.max_pixels)
-        original = await self._originals.get(request.image)
+        asked = request.window
+        window = None if asked is None else Window(asked.center, asked.width)
+        original = await self._originals.get(request.image, window)
         try:
             crop = await self._in_thread(
                 partial(render, request, original, self._blobs, self._settings.max_pixels)
@@ -133,6 +153,15 @@ class Zoom:
         if len(self._answers) > self._settings.cache_crops:
             self._answers.popitem(last=False)
         return answer
+
+    async def blank(self, request: BlankRequest) -> BlankResponse:
+        """A new original without a region. Raises `ApiProblem`."""
+        original = await self._originals.get(request.image)
+        blanked = await self._in_thread(
+            partial(blank, request, original, self._blobs, self._settings.max_blank_pixels)
+        )
+        self._blanks.inc()
+        return blanked
 
     async def facts(self, image: str) -> ImageFacts:
         """Size and colours of an original. Raises `ApiProblem` 404."""
@@ -197,23 +226,30 @@ def create_app(settings: ZoomSettings, registry: CollectorRegistry | None = None
 
 
 def add_routes(app: FastAPI, zoom: Zoom, max_upload_bytes: int) -> None:
-    """`/v1/images` and `/v1/crops`."""
+    """`/v1/images`, `/v1/crops` and `/v1/blanks`."""
 
     async def on_bad_box(_: Request, error: Exception) -> Response:
         assert isinstance(error, BadBox)
         return bad_box_response(error)
 
-    app.add_exception_handler(BadBox, on_bad_box)
+    async def on_no_grey_levels(_: Request, error: Exception) -> Response:
+        assert isinstance(error, NoGreyLevels)
+        return no_grey_levels_response(error)
 
-    async def ingest(
-        request: Request, query: Annotated[IngestQuery, Query()]
-    ) -> IngestResponse:
+    app.add_exception_handler(BadBox, on_bad_box)
+    app.add_exception_handler(NoGreyLevels, on_no_grey_levels)
+
+    async def ingest(request: Request, query: Annotated[IngestQuery, Query()]) -> IngestResponse:
         rendering = asked_rendering(query)
         body = await read_body(request, max_upload_bytes)
         return await zoom.ingest(body, rendering, with_identity=query.identity)
 
     async def crop(request: Request) -> Response:
         return await zoom.crop(await read_body(request, MAX_CROP_REQUEST_BYTES))
+
+    async def blank(request: Request) -> Response:
+        body = await read_body(request, MAX_BLANK_REQUEST_BYTES)
+        return model_response(await zoom.blank(parse_body(body, BlankRequest)))
 
     async def image(image: str, request: Request) -> Response:
         return await zoom.blob_response(image, request)
@@ -236,6 +272,12 @@ def add_routes(app: FastAPI, zoom: Zoom, max_upload_bytes: int) -> None:
         responses={200: {"model": CropResponse}},
         openapi_extra=json_body(CropRequest),
     )(crop)
+    app.post(
+        "/v1/blanks",
+        summary="An original without a region, filled from its border",
+        responses={200: {"model": BlankResponse}},
+        openapi_extra=json_body(BlankRequest),
+    )(blank)
     app.get("/v1/images/{image}", summary="An original as PNG", response_class=Response)(image)
     app.get("/v1/images/{image}/facts", summary="Size and colours of an original")(facts)
     app.get("/v1/crops/{crop}", summary="A crop as PNG", response_class=Response)(crop_png)

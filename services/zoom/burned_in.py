@@ -4,31 +4,30 @@ The rules are those of the RSNA's Clinical Trial Processor and others, as deid s
 look at the header alone: no pixel is read for text, so that "not stated" promises nothing.
 """
 
-from functools import cache
+import warnings
 from typing import Any, cast
 
-from deid.config import DeidRecipe
-from deid.dicom.pixels import has_burned_pixels
 from pydicom.dataset import Dataset
 
 from shared.api.headers import BurnedInText
 
+with warnings.catch_warnings():  # it asks pydicom for a module that pydicom 4 will not have
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from deid.config import DeidRecipe
+    from deid.dicom.pixels import has_burned_pixels
+
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _MAX_REASONS = 8
+_RULES = DeidRecipe("dicom")
 _CLEAN = "whitelist"
 """The group of rules by which a header speaks for clean pixels."""
-
-
-@cache
-def _recipe() -> DeidRecipe:
-    return DeidRecipe("dicom")
 
 
 def burned_in_text(dataset: Dataset) -> tuple[BurnedInText, list[str]]:
     """What the header says of text in the pixels, and the rules that hold."""
     try:
         said = str(dataset.get("BurnedInAnnotation") or "").strip().upper()
-        found = has_burned_pixels(dataset, deid=_recipe())
+        found = has_burned_pixels(dataset, deid=_RULES)
         results = cast("list[dict[str, Any]]", found["results"])
         sop_class = str(dataset.get("SOPClassUID") or "")
     except Exception as error:  # noqa: BLE001 - a damaged header speaks for nothing
@@ -38,7 +37,7 @@ def burned_in_text(dataset: Dataset) -> tuple[BurnedInText, list[str]]:
     if said == "NO":
         return "declared_absent", ["BurnedInAnnotation is NO"]
     reasons = [
-        f"deid {rule['group']}: {' '.join(str(rule['reason']).split())}"
+        f"deid {rule['group']}: {' '.join(str(rule['reason']).split()).removeprefix('and ')}"
         for rule in results
         if rule["group"] != _CLEAN
     ]

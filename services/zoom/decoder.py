@@ -1,17 +1,18 @@
 """The decoder host: a process that forks one child per file, so that each is decoded alone.
 
 It answers `frames` on stdin and stdout. The libraries are loaded once, so a child costs
-milliseconds; those of de-identification with the first DICOM file, for they take half a second. A child has limited memory and processor time, cannot write files, and may crash as
-it likes: the host then says so. The host ends when stdin does.
+milliseconds; those of de-identification with the first DICOM file, for they take half a second. A
+child has limited memory and processor time, cannot write files, and may crash as it likes: the
+host then says so. The host ends when stdin does.
 """
 
 import contextlib
-import importlib
 import logging
 import math
 import os
 import resource
 import warnings
+from functools import cache
 from pathlib import Path
 
 import msgspec
@@ -30,9 +31,17 @@ def serve_frames(requests: int, answers: int) -> None:
         while True:
             request = msgspec.msgpack.decode(read_frame(requests), type=DecodeRequest)
             if request.source_format == "dicom":
-                importlib.import_module("services.zoom.deidentify")
+                _load_deidentification()
             answer = decode_in_child(request, read_frame(requests))
             write_frame(answers, answer or msgspec.msgpack.encode(_GAVE_UP))
+
+
+@cache
+def _load_deidentification() -> None:
+    """Its libraries, and what they compile when they are first used: the children inherit it."""
+    from services.zoom.deidentify import warm_up
+
+    warm_up()
 
 
 def decode_in_child(request: DecodeRequest, data: bytes) -> bytes:

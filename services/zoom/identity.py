@@ -21,7 +21,7 @@ _IDENTIFIER_VRS = ("LO", "SH", "ST", "LT", "UC", "UT")
 _IDENTIFIER_ENDS = ("ID", "IDs", "Number", "Numbers", "Address", "InstitutionName")
 
 
-def identity_of(dataset: Dataset, profile: Collection[tuple[int, ...]]) -> PatientIdentity:
+def identity_of(dataset: Dataset, profile: Collection[tuple[int, int]]) -> PatientIdentity:
     """The identity in a header as it came; what cannot be read is left out."""
     names: dict[str, None] = {}
     identifiers: dict[str, None] = {}
@@ -58,7 +58,7 @@ def _is_identifier(element: DataElement) -> bool:
 
 def _elements(dataset: Dataset, depth: int) -> Iterator[DataElement]:
     """Every element that can be read, the nested ones after their sequence."""
-    for tag in dataset.keys():
+    for tag in list(dataset.keys()):
         try:
             element = dataset[tag]
         except Exception:  # noqa: BLE001 - a damaged element names nobody

@@ -46,9 +46,12 @@ GreyMapping = Literal["none", "requested_window", "file_window", "file_voi_lut",
 """How grey values became levels: they were levels or colours; a window that was asked for; the
 file's first window (NIfTI: its display range); the file's first VOI LUT; least value to black,
 greatest to white."""
+NO_GREY_LEVELS = "no_grey_levels"
+"""The `reason` of the problem that answers a window asked for of an image without grey levels."""
 MAX_INDEX = 2**31 - 1
 MAX_WINDOW = 1e9
 """Of centre and width, either way."""
+MAX_BLANK_RECTANGLES = 1024
 
 
 class RenderingRequest(WireModel):
@@ -117,6 +120,9 @@ class IngestResponse(FileFacts):
     preprocessing_version: str
     """Changes whenever the same file and query may give other pixels; part of provenance."""
     rendering: AppliedRendering
+    grey: str | None = Field(default=None, pattern=SHA256_PATTERN)
+    """sha256 of the grey levels kept beside the original, which a crop's `window` shows; null
+    where the file has none (colours, and files other than DICOM and NIfTI)."""
 
 
 class ImageFacts(WireModel):
@@ -141,6 +147,13 @@ class PixelLimitsModel(WireModel):
 Coordinates = Annotated[list[float], Field(min_length=4, max_length=4)]
 
 
+class WireWindow(WireModel):
+    """A grey-level window, in units after rescaling (CT: HU)."""
+
+    center: float = Field(ge=-MAX_WINDOW, le=MAX_WINDOW)
+    width: float = Field(gt=0, le=MAX_WINDOW)
+
+
 class CropRequest(WireModel):
     """`POST /v1/crops`: a box of an original, rendered as the model is shown it.
 
@@ -154,6 +167,9 @@ class CropRequest(WireModel):
     view: WireImageSize | None = None
     limits: PixelLimitsModel
     min_side_px: int = Field(default=28, ge=1)
+    window: WireWindow | None = None
+    """Show the file's grey levels in this window instead of the one of its ingest; 422 with the
+    `reason` `no_grey_levels` where none were kept (`IngestResponse.grey`)."""
 
 
 class CropResponse(WireModel):
@@ -167,3 +183,21 @@ class CropResponse(WireModel):
     image_width_px: int
     """Of the original."""
     image_height_px: int
+
+
+class BlankRequest(WireModel):
+    """`POST /v1/blanks`: an original without a region, to see what is concluded without it."""
+
+    image: str = Field(pattern=SHA256_PATTERN)
+    rectangles: list[WireBox] = Field(min_length=1, max_length=MAX_BLANK_RECTANGLES)
+    """The region: their union."""
+
+
+class BlankResponse(WireModel):
+    """A new original, by hash: the region is filled from its border, all else is as it was."""
+
+    image: str = Field(pattern=SHA256_PATTERN)
+    width_px: int
+    height_px: int
+    blanked_px: int
+    """Area of the region."""

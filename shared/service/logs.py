@@ -79,6 +79,15 @@ def configure_logs(service: str, level: str = "INFO") -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter(service))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    quiet = ("httpx", "httpcore", "uvicorn.access", "fsspec", "asyncio", "PIL", "matplotlib")
+    quiet = (
+        "alembic",
+        "httpx",
+        "httpcore",
+        "uvicorn.access",
+        "fsspec",
+        "asyncio",
+        "PIL",
+        "matplotlib",
+    )
     for name in quiet:
         logging.getLogger(name).setLevel(logging.WARNING)

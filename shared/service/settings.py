@@ -109,8 +109,13 @@ def _describe(cls: type[BaseSettings], problem: ErrorDetails) -> str:
     if problem["type"] == "missing":
         return f"{name}: {message} ({how})"
     given: Any = problem["input"]
-    shown = re.sub(r"//[^/@]*@", "//…@", repr(given))  # a password is not for a log
+    shown = _without_passwords(repr(given))
     return f"{name}: {message} (got {shown}; {how}){_kubernetes_hint(given)}"
+
+
+def _without_passwords(text: str) -> str:
+    """The text fit for a log; of a URL that is malformed rather too much is left out."""
+    return re.sub(r"(password=)[^&\s'\"]*", r"\1…", re.sub(r"//\S*@", "//…@", text))
 
 
 def _kubernetes_hint(*values: object) -> str:

@@ -15,11 +15,13 @@ from fastapi import FastAPI
 
 from services.cca.app import create_app as create_cca
 from services.cca.settings import CcaSettings
+from services.clinic.address import DatabaseAddress
 from services.clinic.app import create_app
 from services.clinic.settings import ClinicSettings
 from services.zoom.app import create_app as create_zoom
 from services.zoom.settings import ZoomSettings
 from shared.blobs import BlobStore
+from tests.clinic.postgres import Postgres, empty_tables, running_postgres
 from tests.clinic.scripted_policy import ScriptedPolicy, scripted_app
 
 START_S = 20.0
@@ -56,7 +58,7 @@ class Surroundings:
     cca_url: str
     policy: ScriptedPolicy
 
-    def settings(self, database: Path, **changes: object) -> ClinicSettings:
+    def settings(self, database: object, **changes: object) -> ClinicSettings:
         """Settings of a clinic in these surroundings."""
         values: dict[str, object] = {
             "blob_url": self.blob_url,
@@ -67,7 +69,39 @@ class Surroundings:
             "max_upload_bytes": 8 * 2**20,
             "patience_s": 0,
         }
+        if DatabaseAddress.of(database).path is None:
+            values["pseudonym_database"] = f"{self.blob_url}-pseudonyms.sqlite"
         return ClinicSettings.model_validate(values | changes)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """The PostgreSQL server of the session."""
+    with running_postgres() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> DatabaseAddress:
+    """A database without tables, of either kind."""
+    if request.param == "sqlite":
+        return DatabaseAddress(str(tmp_path / "sub" / "clinic.sqlite"))
+    return DatabaseAddress(request.getfixturevalue("postgres").new_database())
+
+
+@pytest.fixture(scope="session")
+def _postgres_with_tables(postgres: Postgres) -> DatabaseAddress:
+    return DatabaseAddress(postgres.new_database())
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> DatabaseAddress:
+    """A database without cases, of either kind; opening it is quick."""
+    if request.param == "sqlite":
+        return DatabaseAddress(str(tmp_path / "sub" / "clinic.sqlite"))
+    address: DatabaseAddress = request.getfixturevalue("_postgres_with_tables")
+    empty_tables(address)
+    return address
 
 
 @pytest.fixture(scope="session")
@@ -103,7 +137,7 @@ def start_clinic(
     with ExitStack() as stack:
 
         def start(**changes: object) -> httpx.Client:
-            settings = surroundings.settings(tmp_path / "clinic.sqlite", **changes)
+            settings = surroundings.settings(**{"database": tmp_path / "clinic.sqlite"} | changes)
             url = stack.enter_context(served(create_app(settings)))
             return stack.enter_context(httpx.Client(base_url=url, timeout=60, trust_env=False))
 

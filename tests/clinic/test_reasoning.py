@@ -1,8 +1,11 @@
 """From a recorded trajectory to steps and evidence, with the entropies worked out by hand."""
 
+import msgspec
 import pytest
 
 from services.clinic.reasoning import evidence_of, option_text, thought_of, turns_of
+from shared.api.clinic import CaseImage
+from shared.api.zoom import AppliedRendering, AppliedWindow, WireWindow
 from shared.geometry import Box, ImageSize
 from shared.trajectory import (
     ForkOrigin,
@@ -10,13 +13,26 @@ from shared.trajectory import (
     Generation,
     ImageSpan,
     StopReason,
+    ToolCall,
     Trajectory,
     Turn,
     VersionSpan,
-    ZoomCall,
+    WindowArguments,
 )
 
-SIZE = ImageSize(400, 200)
+IMAGE = CaseImage(
+    url="/v1/cases/id/image",
+    sha256="d" * 64,
+    width_px=400,
+    height_px=200,
+    source_format="dicom",
+    rendering=AppliedRendering(
+        frame=3,
+        num_frames=9,
+        grey_mapping="requested_window",
+        windows=[AppliedWindow(center=40.0, width=400.0, function="LINEAR")],
+    ),
+)
 
 
 def wrote(text: str, entropies_nats: list[float]) -> Generation:
@@ -33,9 +49,9 @@ def wrote(text: str, entropies_nats: list[float]) -> Generation:
     )
 
 
-def call(box: Box | None, *, is_shown: bool = True, error: str | None = None) -> ZoomCall:
+def call(box: Box | None, *, is_shown: bool = True, error: str | None = None) -> ToolCall:
     crop = ImageSpan(token_ids=[1], image="c" * 64, size=ImageSize(84, 56)) if is_shown else None
-    return ZoomCall(
+    return ToolCall(
         index=0,
         first_coordinate_token=2 if box else None,
         end_token=12 if box else None,
@@ -65,7 +81,7 @@ def test_h_tool_is_the_highest_mean_of_eight_tokens_from_the_first_coordinate_to
     entropies = [9.0, 9.0, 0.0, 0.0, *[1.0] * 8, 9.0]
     turn = Turn(generation=wrote("x" * 20, entropies), call=call(Box(100, 50, 200, 150)))
 
-    [zoom] = evidence_of("id", trajectory(turn), SIZE)
+    [zoom] = evidence_of("id", trajectory(turn), IMAGE)
 
     assert zoom.tool_entropy_nats == pytest.approx(1.0)
     assert zoom.baseline_entropy_nats == 0.5
@@ -75,7 +91,7 @@ def test_h_tool_is_the_highest_mean_of_eight_tokens_from_the_first_coordinate_to
 def test_evidence_says_where_and_what_was_shown():
     turn = Turn(generation=wrote("x" * 20, [1.0] * 13), call=call(Box(100, 50, 200, 150)))
 
-    [zoom] = evidence_of("id", trajectory(turn), SIZE)
+    [zoom] = evidence_of("id", trajectory(turn), IMAGE)
 
     assert zoom.box.model_dump() == {"x1": 100, "y1": 50, "x2": 200, "y2": 150}
     assert zoom.box_normalised == [0.25, 0.25, 0.5, 0.75]
@@ -91,7 +107,7 @@ def test_only_a_crop_that_was_shown_is_evidence():
     )
     path = trajectory(bad, good, unused, stop_reason=StopReason.MAX_TURNS)
 
-    evidence = evidence_of("id", path, SIZE)
+    evidence = evidence_of("id", path, IMAGE)
     calls = [turn.call for turn in turns_of(path, evidence)]
 
     assert [(zoom.index, zoom.turn) for zoom in evidence] == [(0, 1)]
@@ -124,3 +140,27 @@ def test_a_letter_names_its_choice_and_anything_else_none():
     assert option_text("", choices) is None
     assert option_text("dot", choices) is None
     assert option_text("A", []) is None
+
+
+def test_a_window_that_was_set_is_evidence_like_a_zoom_of_the_whole_image() -> None:
+    window = WindowArguments(40, 400)
+    setting = msgspec.structs.replace(
+        call(None), tool="set_window", window=window, first_coordinate_token=2, end_token=12
+    )
+    zoomed = msgspec.structs.replace(call(Box(100, 50, 200, 150)), index=1, window=window)
+    entropies = [0.0] * 2 + [1.0] * 10 + [9.0] * 8
+    turns = [Turn(generation=wrote("x" * 20, entropies), call=c) for c in (setting, zoomed)]
+    attempt = trajectory(*turns)
+
+    evidence = evidence_of("id", attempt, IMAGE)
+
+    assert [e.tool for e in evidence] == ["set_window", "zoom_in"]
+    assert [e.window for e in evidence] == [WireWindow(center=40, width=400)] * 2
+    assert evidence[0].box_normalised == [0, 0, 1, 1]
+    assert evidence[0].tool_entropy_nats == pytest.approx(1.0)
+    assert attempt.boxes == [Box(100, 50, 200, 150)], "the whole image is no place to agree on"
+    told = [turn.call for turn in turns_of(attempt, evidence)]
+    assert [(c.tool, c.window, c.evidence_index) for c in told if c is not None] == [
+        ("set_window", WireWindow(center=40, width=400), 0),
+        ("zoom_in", WireWindow(center=40, width=400), 1),
+    ]

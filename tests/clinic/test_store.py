@@ -1,14 +1,14 @@
-"""The case store: what is written stays, ends once, and survives a second opening."""
+"""The case store on both kinds of database: what is written stays, ends once, has no gaps."""
 
-import sqlite3
-import stat
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
+from sqlalchemy.exc import IntegrityError
 
-from services.clinic.store import CaseStore, UnknownCase
-from services.clinic.tables import CaseStoreError
+from services.clinic.address import DatabaseAddress
+from services.clinic.store import Answer, CaseStore, Kept, Repeatable, UnknownCase
 from shared.api.case_events import StartedEvent
 from shared.api.clinic import Case, CaseImage, CaseSettings, CaseStatus
 
@@ -33,38 +33,28 @@ def a_case(case_id: str, status: CaseStatus = CaseStatus.RUNNING, **changes: obj
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "sub" / "clinic.sqlite"
+def store(database: DatabaseAddress) -> Iterator[CaseStore]:
+    store = CaseStore(database)
+    yield store
+    store.close()
 
 
 def finished(case: Case) -> Case:
     return case.model_copy(update={"status": CaseStatus.ANSWERED, "answer": "A"})
 
 
-def test_a_case_is_read_back_by_a_later_process(path: Path):
-    store = CaseStore(path)
+def test_a_case_is_read_back_by_a_later_process(database: DatabaseAddress):
+    store = CaseStore(database)
     store.create(a_case("one"))
     store.close()
 
-    again = CaseStore(path)
+    again = CaseStore(database)
 
     assert again.get("one") == a_case("one")
     again.close()
 
 
-def test_the_file_is_private_and_in_wal_mode(path: Path):
-    store = CaseStore(path)
-    store.create(a_case("one"))
-
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    with sqlite3.connect(path) as connection:
-        assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-    connection.close()
-    store.close()
-
-
-def test_a_case_ends_once_and_the_first_end_stays(path: Path):
-    store = CaseStore(path)
+def test_a_case_ends_once_and_the_first_end_stays(store: CaseStore):
     store.create(a_case("one"))
     attempt = store.begin("one")
 
@@ -73,11 +63,9 @@ def test_a_case_ends_once_and_the_first_end_stays(path: Path):
 
     assert store.get("one").status is CaseStatus.ANSWERED
     assert store.unfinished() == []
-    store.close()
 
 
-def test_a_late_writer_of_an_older_attempt_changes_nothing(path: Path):
-    store = CaseStore(path)
+def test_a_late_writer_of_an_older_attempt_changes_nothing(store: CaseStore):
     store.create(a_case("one"))
     first = store.begin("one")
     second = store.begin("one")
@@ -86,11 +74,9 @@ def test_a_late_writer_of_an_older_attempt_changes_nothing(path: Path):
     assert not store.finish(finished(a_case("one")), first)
     assert store.get("one").status is CaseStatus.RUNNING
     assert store.finish(finished(a_case("one")), second)
-    store.close()
 
 
-def test_unfinished_cases_come_oldest_first_with_their_attempts(path: Path):
-    store = CaseStore(path)
+def test_unfinished_cases_come_oldest_first_with_their_attempts(store: CaseStore):
     for case_id in ("old", "done", "new"):
         store.create(a_case(case_id))
     store.begin("old")
@@ -99,22 +85,18 @@ def test_unfinished_cases_come_oldest_first_with_their_attempts(path: Path):
     left = [(unfinished.case.case_id, unfinished.attempts) for unfinished in store.unfinished()]
 
     assert left == [("old", 1), ("new", 0)]
-    store.close()
 
 
-def test_a_released_attempt_does_not_count(path: Path):
-    store = CaseStore(path)
+def test_a_released_attempt_does_not_count(store: CaseStore):
     store.create(a_case("one"))
 
     store.release("one", store.begin("one"))
 
     assert [unfinished.attempts for unfinished in store.unfinished()] == [0]
     assert store.begin("one") == 1
-    store.close()
 
 
-def test_cases_are_paged_newest_first(path: Path):
-    store = CaseStore(path)
+def test_cases_are_paged_newest_first(store: CaseStore):
     for index in range(5):
         store.create(a_case(f"case{index}"))
 
@@ -123,72 +105,17 @@ def test_cases_are_paged_newest_first(path: Path):
     last = [case.case_id for case in store.newest(2, before=second[-1])]
 
     assert (first, second, last) == (["case4", "case3"], ["case2", "case1"], ["case0"])
-    store.close()
 
 
-def test_an_unknown_case_is_named(path: Path):
-    store = CaseStore(path)
+def test_an_unknown_case_is_named(store: CaseStore):
     for attempt in (lambda: store.get("gone"), lambda: store.newest(3, before="gone")):
         with pytest.raises(UnknownCase, match="no case gone"):
             attempt()
     with pytest.raises(UnknownCase, match="no running case gone"):
         store.begin("gone")
-    store.close()
 
 
-def test_a_database_of_another_version_is_refused(path: Path):
-    CaseStore(path).close()
-    with sqlite3.connect(path) as connection:
-        connection.execute("PRAGMA user_version=99")
-    connection.close()
-
-    with pytest.raises(CaseStoreError, match=r"version 99; this clinic reads 2"):
-        CaseStore(path)
-
-
-def test_a_file_that_is_no_database_is_refused(tmp_path: Path):
-    path = tmp_path / "notes.txt"
-    path.write_text("this is not a database, however long it may be " * 20)
-
-    with pytest.raises(CaseStoreError, match="is no SQLite database"):
-        CaseStore(path)
-    assert path.read_text().startswith("this is not a database")
-
-
-def test_a_folder_in_place_of_the_file_is_refused(tmp_path: Path):
-    with pytest.raises(CaseStoreError, match="cannot be opened"):
-        CaseStore(tmp_path)
-
-
-def test_a_database_from_before_there_were_events_is_brought_up(path: Path):
-    store = CaseStore(path)
-    for case_id in ("ended", "running"):
-        store.create(a_case(case_id))
-    store.finish(finished(a_case("ended")), store.begin("ended"))
-    store.close()
-    with sqlite3.connect(path) as connection:  # what version 1 had: the cases, and nothing else
-        for table in ("events", "kept_answers"):
-            connection.execute(f"DROP TABLE {table}")
-        connection.execute("PRAGMA user_version=1")
-    connection.close()
-
-    brought_up = CaseStore(path)
-
-    assert brought_up.get("ended") == finished(a_case("ended"))
-    told = brought_up.events_after("ended", 0, 10)
-    assert [(event.number, event.name) for event in told] == [(1, "answer"), (2, "done")]
-    assert brought_up.events_after("running", 0, 10) == []
-    assert [left.case.case_id for left in brought_up.unfinished()] == ["running"]
-    brought_up.close()
-    CaseStore(path).close()
-    with sqlite3.connect(path) as connection:
-        assert connection.execute("PRAGMA user_version").fetchone() == (2,)
-        assert connection.execute("SELECT count(*) FROM events").fetchone() == (2,)
-    connection.close()
-
-
-def test_only_the_attempt_that_began_last_tells(path: Path):
-    store = CaseStore(path)
+def test_only_the_attempt_that_began_last_tells(store: CaseStore):
     store.create(a_case("one"))
     first = store.begin("one")
     second = store.begin("one")
@@ -201,4 +128,78 @@ def test_only_the_attempt_that_began_last_tells(path: Path):
 
     told = [(event.number, event.name) for event in store.events_after("one", 0, 10)]
     assert told == [(1, "started"), (2, "started"), (3, "answer"), (4, "done")]
-    store.close()
+
+
+def test_a_case_is_made_once_per_id(store: CaseStore):
+    store.create(a_case("one"))
+
+    with pytest.raises(IntegrityError):
+        store.create(a_case("one"))
+
+
+def test_a_key_leads_to_its_case_then_to_its_answer_until_it_expires(store: CaseStore):
+    request = Repeatable("k" * 64, "f" * 64, asked_at_s=1000.25)
+    answer = Answer(201, {"location": "/v1/cases/one"}, '{"text": "µ∆"}')
+
+    store.create(a_case("one"), request)
+    before = store.kept(request.key_sha256, asked_after_s=0)
+    store.keep(request, answer)
+    store.keep(request, answer)
+    after = store.kept(request.key_sha256, asked_after_s=1000.25)
+    expired = store.kept(request.key_sha256, asked_after_s=1000.5)
+
+    assert before == Kept("f" * 64, "one", None)
+    assert after == Kept("f" * 64, "one", answer)
+    assert expired is None
+    assert store.kept(request.key_sha256, asked_after_s=0) is None
+
+
+@pytest.mark.parametrize(
+    "case_id", ["o\0ne", "\0", "one\ufffd", "'; DROP TABLE cases; --", "É" * 5000]
+)
+def test_no_text_that_is_asked_for_breaks_the_store(store: CaseStore, case_id: str):
+    store.create(a_case("one"))
+
+    for ask in (store.get, store.begin, lambda text: store.newest(1, before=text)):
+        with pytest.raises(UnknownCase):
+            ask(case_id)
+
+    assert store.events_after(case_id, 0, 1) == []
+    assert store.last_event(case_id) is None
+    assert not store.has_told_crop("one", case_id)
+    assert store.kept(case_id, 0) is None
+
+
+def test_what_concurrent_writers_tell_is_numbered_without_gaps_and_ends_once(store: CaseStore):
+    store.create(a_case("one"))
+    attempt = store.begin("one")
+
+    def tell(writer: int) -> int:
+        told = [StartedEvent(num_trajectories=writer), StartedEvent(num_trajectories=writer)]
+        return sum(store.tell("one", attempt, told) for _ in range(10))
+
+    def end(status: CaseStatus) -> bool:
+        case = a_case("one", status)
+        return store.cancel(case) if status is CaseStatus.CANCELLED else store.finish(case, attempt)
+
+    with ThreadPoolExecutor(8) as threads:
+        written = sum(threads.map(tell, range(4)))
+        late = [threads.submit(tell, writer) for writer in range(4)]
+        ends = list(threads.map(end, [CaseStatus.CANCELLED, CaseStatus.FAILED] * 2))
+        written += sum(future.result() for future in late)
+
+    events = store.events_after("one", 0, 1000)
+    assert sum(ends) == 1
+    assert [event.number for event in events] == list(range(1, 2 * written + 2))
+    assert [event.name for event in events] == ["started"] * 2 * written + ["done"]
+    pairs = [event.document for event in events[:-1]]
+    assert pairs[::2] == pairs[1::2], "what is told together stays together"
+
+
+def test_concurrent_attempts_have_numbers_of_their_own(store: CaseStore):
+    store.create(a_case("one"))
+
+    with ThreadPoolExecutor(8) as threads:
+        attempts = list(threads.map(store.begin, ["one"] * 16))
+
+    assert sorted(attempts) == list(range(1, 17))

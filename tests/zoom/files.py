@@ -11,6 +11,7 @@ from nibabel.nifti1 import Nifti1Image
 from PIL import Image
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
+from pydicom.sequence import Sequence
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRLittleEndian,
@@ -139,3 +140,45 @@ def nifti_claiming(*sizes: int) -> bytes:
     header = bytearray(nifti_of(np.zeros((1, 1, 1), np.int16)))
     struct.pack_into("<8h", header, 40, len(sizes), *sizes, *[1] * (7 - len(sizes)))
     return gzip.compress(bytes(header))
+
+
+def patched(data: bytes, text: str, word: str) -> bytes:
+    """A file in which a value is another text of the same length, whatever its VR."""
+    old = text.encode()
+    assert old in data
+    return data.replace(old, word.encode()[: len(old)].ljust(len(old)))
+
+
+def canary_dataset(word: str, stored: np.ndarray = RAMP) -> Dataset:
+    """A word in an element of every text VR, in nested, private and unknown ones and the meta.
+
+    The word is of 16 capitals and digits at most, so that every VR may hold it.
+    """
+    dataset = dataset_of(stored)
+    for holder in (nested := Dataset(), deeper := Dataset(), dataset):
+        for keyword in _TEXT_KEYWORDS:
+            setattr(holder, keyword, word)
+        block = holder.private_block(0x0009, word, create=True)
+        for offset, vr in enumerate(("LO", "PN", "SH", "ST", "LT", "UT", "UC"), start=1):
+            block.add_new(offset, vr, word)
+        block.add_new(0x20, "UN", word.encode())
+        block.add_new(0x21, "OB", word.encode())
+    nested.RequestAttributesSequence = Sequence([deeper])
+    dataset.ReferencedPatientSequence = Sequence([nested])
+    dataset.OtherPatientIDsSequence = Sequence([deeper])
+    dataset.StudyInstanceUID = "1.2.826.0.1.3680043.99.1"
+    dataset.preamble = word.encode().ljust(128, b"\0")
+    dataset.file_meta.SourceApplicationEntityTitle = word
+    dataset.file_meta.ImplementationVersionName = word
+    return dataset
+
+
+_TEXT_KEYWORDS = (
+    *("PatientName", "PatientID", "IssuerOfPatientID", "PatientAddress", "PatientComments"),
+    *("AccessionNumber", "InstitutionName", "StationName", "StudyDescription", "ProtocolName"),
+    *("SeriesDescription", "ReferringPhysicianName", "OperatorsName", "ImageComments", "StudyID"),
+    *("Manufacturer", "ManufacturerModelName", "DeviceSerialNumber", "SoftwareVersions"),
+    *("Modality", "BodyPartExamined", "ViewPosition", "Laterality", "PatientSex", "ImageType"),
+    *("RetrieveAETitle", "RetrieveURL", "LongCodeValue", "TextValue", "URNCodeValue"),
+)
+"""Of AE, CS, LO, LT, PN, SH, ST, UC, UR and UT."""

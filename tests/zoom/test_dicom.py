@@ -20,6 +20,7 @@ from pydicom.uid import (
 
 from services.zoom.formats import Rendering, detect_format
 from services.zoom.sandbox import Sandbox
+from shared.api.headers import FileFacts
 from shared.errors import ApiProblem
 from tests.zoom.files import (
     RAMP,
@@ -230,7 +231,10 @@ def outcome_of(
     sandbox: Sandbox, data: bytes, rendering: Rendering, pixels: Pixels
 ) -> tuple[int, str, np.ndarray | None]:
     try:
-        return 200, "", pixels(sandbox.decode(data, detect_format(data), rendering).png)
+        original = sandbox.decode(data, detect_format(data), rendering, with_identity=True)
+        facts = FileFacts.model_validate_json(original.facts_json)
+        assert (facts.identity is None) == (original.source_format != "dicom")
+        return 200, "", pixels(original.png)
     except ApiProblem as problem:
         return int(problem.status), problem.detail, None
 
