@@ -11,6 +11,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "feeder": ("services.rollout.feeder_main", "hands problems to the rollout workers"),
     "trainer": ("services.trainer.__main__", "GRPO: consume, step, checkpoint, publish"),
     "clinic": ("services.clinic.__main__", "clinician-facing API and viewer"),
+    "clinic-worker": ("services.clinic.worker_main", "Celery worker: the items of clinic jobs"),
+    "ask": ("services.clinic.ask", "ask a clinic a question about an image, see its evidence"),
     "problems": ("services.problems.__main__", "render phantoms and scenes into problem sets"),
     "tiny-base": ("services.trainer.tiny.__main__", "supervised pre-training of the tiny policy"),
     "evaluation": ("services.evaluation.__main__", "run the agent over a problem set, score it"),
@@ -23,7 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 def usage() -> str:
     """The list of commands."""
     lines = ["usage: medvr <command> [options]", "", "commands:"]
-    lines += [f"  {name:<12}{text}" for name, (_, text) in COMMANDS.items()]
+    lines += [f"  {name:<14}{text}" for name, (_, text) in COMMANDS.items()]
     lines += ["", "`medvr <command> --help` lists the options. Research use only."]
     return "\n".join(lines) + "\n"
 

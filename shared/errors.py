@@ -58,6 +58,15 @@ class ClinicError(BoundaryError):
     service = "clinic"
 
 
+class ClinicProblem(ClinicError):
+    """The clinic answered with a problem document."""
+
+    def __init__(self, status: int, title: str, detail: str, *, is_transient: bool) -> None:
+        super().__init__(f"{status} {title}: {detail}", is_transient=is_transient, status=status)
+        self.title = title
+        self.detail = detail
+
+
 class BlobError(MedvrError):
     """The blob store has no such blob, or its content is not what its name says."""
 

@@ -23,6 +23,7 @@ BASE_RUN = "base"
 """The run of weights that no run has published: a checkpoint a policy was started with."""
 POLICY_MANIFEST = "medvr.json"
 VERSION_MANIFEST = "manifest.json"
+_WEIGHT_FILES = "*.safetensors"
 
 
 class PolicyManifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,6 +86,23 @@ def read_policy_manifest(checkpoint: Path) -> PolicyManifest:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def weights_sha256(checkpoint: Path) -> str | None:
+    """What tells weights apart wherever they lie: the digest of `<sha256>  <name>` per weight file.
+
+    Of a published version the hashes are those of its manifest, of another folder they are worked
+    out (about a second per gigabyte). None if the folder holds no weights, as where `checkpoint`
+    is the name of one on a hub.
+    """
+    published = checkpoint / VERSION_MANIFEST
+    if published.is_file():
+        by_file = msgspec.json.decode(published.read_bytes(), type=VersionManifest).sha256_by_file
+    else:
+        by_file = {path.name: _sha256(path) for path in checkpoint.glob(_WEIGHT_FILES)}
+    weights = sorted(name for name in by_file if Path(name).match(_WEIGHT_FILES))
+    lines = "".join(f"{by_file[name]}  {name}\n" for name in weights)
+    return hashlib.sha256(lines.encode()).hexdigest() if weights else None
 
 
 def _sync(path: Path) -> None:

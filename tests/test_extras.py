@@ -12,7 +12,13 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OURS = ("services", "shared")
-DISTRIBUTION_OF = {"PIL": "pillow", "skimage": "scikit-image", "starlette": "fastapi"}
+DISTRIBUTION_OF = {
+    "PIL": "pillow",
+    "dicomanonymizer": "dicom-anonymizer",
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+    "starlette": "fastapi",
+}
 """Where the name of the module is not that of what is installed, or another package brings it."""
 BROUGHT_BY_VLLM = {"torch", "torchvision", "vllm"}
 """Of the policy's: which vLLM, and so which torch, depends on the machine."""

@@ -11,6 +11,7 @@ from services.cca.heatmap import draw_heatmap
 from services.cca.matching import accuracy, is_committed, normal_form, words
 from services.cca.regions import area_px, run_lengths
 from shared.api.cca import (
+    AttemptConsensus,
     ConsensusAttempt,
     ConsensusOutcome,
     ConsensusRegion,
@@ -87,6 +88,15 @@ def agree(request: ConsensusRequest, max_grid_cells: int) -> ConsensusResponse:
         agreement=max(votes.values(), default=0) / len(request.attempts),
         votes=dict(votes),
         shown_trajectory_id=None if shown is None else request.attempts[shown].trajectory_id,
+        attempts=[
+            AttemptConsensus(
+                trajectory_id=attempt.trajectory_id,
+                answer=form,
+                agrees=index in agreeing,
+                consensus_iou=consensus.ious[index],
+            )
+            for index, (attempt, form) in enumerate(zip(request.attempts, forms, strict=True))
+        ],
         consensus=_region(consensus, image),
         heatmap=draw_heatmap(consensus, image) if request.heatmap else None,
     )

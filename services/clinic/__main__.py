@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from services.clinic.settings import ClinicSettings
 
 COMMANDS: dict[str, str] = {
+    "calibrate": "services.clinic.calibrate_main",
+    "export-feedback": "services.clinic.feedback_export",
     "reidentify": "services.clinic.reidentify",
 }
 """Name → its module, which has a `main(argv)`."""
@@ -17,8 +19,13 @@ def main(argv: Sequence[str]) -> None:
     name, rest = (argv[0], argv[1:]) if argv else ("serve", argv)
     if name in COMMANDS:
         importlib.import_module(COMMANDS[name]).main(rest)
+    elif name == "serve":
+        serve_clinic(rest)
+    elif name.startswith("-"):
+        serve_clinic(argv)
     else:
-        serve_clinic(rest if name == "serve" else argv)
+        sys.stderr.write(f"error: no command {name!r}; there are serve, {', '.join(COMMANDS)}\n")
+        raise SystemExit(2)
 
 
 def serve_clinic(argv: Sequence[str]) -> None:

@@ -4,13 +4,14 @@ The identity of a file is known here, goes into the database of pseudonyms, and 
 the case keeps, the policy is sent and the events tell is the text without it, and pseudonyms.
 """
 
+from collections.abc import Sequence
 from http import HTTPStatus
 
 import msgspec
 
 from services.clinic.pseudonyms import Pseudonyms
 from services.clinic.scrubbing import without_identity
-from services.clinic.submission import Submission
+from services.clinic.submission import Asked
 from shared.api.clinic import CaseImage, CaseSubject
 from shared.api.headers import PatientIdentity
 from shared.api.zoom import IngestResponse
@@ -27,20 +28,34 @@ class Admitted(msgspec.Struct, frozen=True, kw_only=True):
     subject: CaseSubject
 
 
-def admit(
-    submission: Submission, identity: PatientIdentity | None, pseudonyms: Pseudonyms
-) -> Admitted:
+def admit(asked: Asked, identity: PatientIdentity | None, pseudonyms: Pseudonyms) -> Admitted:
     """Take identity out of the texts and put pseudonyms in its place.
 
     Raises `ApiProblem` 422 if choices differ in nothing but identity.
     """
     identity = identity or _NOBODY
-    question, num_removed = without_identity(submission.question, identity)
-    choices: list[str] = []
-    for choice in submission.choices:
-        text, num_in_choice = without_identity(choice, identity)
-        choices.append(text)
-        num_removed += num_in_choice
+    return _without(asked, [identity], pseudonyms.of(identity))
+
+
+def admit_again(asked: Asked, subject: CaseSubject | None, pseudonyms: Pseudonyms) -> Admitted:
+    """The same for a further question about a known subject.
+
+    Raises `ApiProblem` as `admit`; `UnknownPseudonym` if the pseudonyms are of another clinic.
+    """
+    subject = subject or CaseSubject()
+    known = [pseudonyms.identity(p) for p in (subject.patient, subject.study) if p is not None]
+    return _without(asked, known, subject)
+
+
+def _without(asked: Asked, identities: Sequence[PatientIdentity], subject: CaseSubject) -> Admitted:
+    num_removed = 0
+    texts: list[str] = []
+    for text in (asked.question, *asked.choices):
+        for identity in identities or (_NOBODY,):
+            text, num_in_text = without_identity(text, identity)
+            num_removed += num_in_text
+        texts.append(text)
+    question, *choices = texts
     if len({choice.casefold() for choice in choices}) < len(choices):
         raise ApiProblem(
             HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -48,14 +63,17 @@ def admit(
             "two choices have the same text once the patient's identity is removed from them; "
             "each must differ",
         )
-    subject = pseudonyms.of(identity).model_copy(update={"num_removed": num_removed})
+    subject = subject.model_copy(update={"num_removed": num_removed})
     return Admitted(question=question, choices=choices, subject=subject)
 
 
-def case_image(case_id: str, ingested: IngestResponse) -> CaseImage:
-    """The picture as a case shows it: all that zoom said of the file but whom it shows."""
+def case_image(ingested: IngestResponse) -> CaseImage:
+    """The picture as a case shows it: all that zoom said of the file but whom it shows.
+
+    Which case, and so the URL, is left open.
+    """
     return CaseImage(
-        url=f"/v1/cases/{case_id}/image",
+        url="",
         sha256=ingested.image,
         width_px=ingested.width_px,
         height_px=ingested.height_px,

@@ -21,77 +21,29 @@ from services.clinic.examples import (
     merged,
 )
 from services.clinic.following import LAST_EVENT, follow
-from services.clinic.idempotency import KEY_PATTERN, fingerprint_of, key_of, made
-from services.clinic.preference import wait_preference_s
-from services.clinic.state import CaseId, State, found_case, no_such_case
+from services.clinic.headers import Key, Waiting, sent, waited
+from services.clinic.idempotency import fingerprint_of
+from services.clinic.showing import as_stored, hides_words, shown, shown_event
+from services.clinic.state import CaseId, Show, State, found_case, no_such_case
 from services.clinic.store import Answer, Repeatable, UnknownCase
-from services.clinic.submission import asked_rendering, check_submission
-from shared.api.clinic import MAX_TRAJECTORIES, Case, CaseStatus
+from services.clinic.submission import (
+    RENDERING_FIELDS,
+    asked_rendering,
+    check_submission,
+    only_fields,
+)
+from shared.api.clinic import MAX_TRAJECTORIES, Case
 from shared.api.zoom import RenderingRequest
 from shared.errors import ApiProblem
 
 acting = APIRouter(prefix="/v1", tags=["cases"])
 
-_REPEATED = "choices"
-_RENDERING = ("frame", "axis", "index", "window", "window_center", "window_width")
-_FIELDS = ("image", "question", _REPEATED, "k", "seed", *_RENDERING)
+_FIELDS = ("image", "question", "choices", "k", "seed", "verify", *RENDERING_FIELDS)
 
 
 async def _only_known_fields(request: Request) -> None:
-    """A misspelt field would be missed in silence, and of two questions one. Raises `ApiProblem`.
-
-    FastAPI has parsed the form already, so this reads nothing.
-    """
-    names = [name for name, _ in (await request.form()).multi_items()]
-    unknown = sorted(set(names) - set(_FIELDS))
-    repeated = sorted({n for n in names if n != _REPEATED and names.count(n) > 1})
-    detail = f"accepted: {', '.join(_FIELDS)}; only {_REPEATED} may be repeated"
-    if unknown or repeated:
-        what = f"unknown field {unknown[0][:64]!r}" if unknown else f"{repeated[0]} is given twice"
-        raise ApiProblem(
-            HTTPStatus.UNPROCESSABLE_ENTITY, "Request does not validate", f"{what}; {detail}"
-        )
-
-
-def _key(
-    request: Request,
-    idempotency_key: Annotated[  # noqa: ARG001 - for the document
-        str | None,
-        Header(
-            description="Makes the request safe to repeat: a repetition is sent the first answer "
-            "and does nothing. Of a request that was refused, nothing is kept.",
-            json_schema_extra={"pattern": KEY_PATTERN},
-            examples=['"8e03978e-40d5-43e8-bc93-6894a57f9324"'],
-        ),
-    ] = None,
-) -> str | None:
-    return key_of(request.headers.getlist("idempotency-key"))
-
-
-def _wait_s(
-    request: Request,
-    state: State,
-    prefer: Annotated[  # noqa: ARG001 - for the document
-        str | None,
-        Header(
-            description="`wait=N`: answer within N seconds, with 202 if the case has not ended. "
-            "N over the clinic's longest wait counts as that. What is malformed is ignored.",
-            examples=["wait=10"],
-        ),
-    ] = None,
-) -> int | None:
-    wait_s = wait_preference_s(request.headers.getlist("prefer"))
-    return None if wait_s is None else min(wait_s, state.settings.max_wait_s)
-
-
-Key = Annotated[str | None, Depends(_key)]
-WaitS = Annotated[int | None, Depends(_wait_s)]
-
-
-def _sent(answer: Answer) -> Response:
-    return Response(
-        answer.body, answer.status, headers=answer.headers, media_type="application/json"
-    )
+    """FastAPI has parsed the form already, so this reads nothing. Raises `ApiProblem`."""
+    only_fields([name for name, _ in (await request.form()).multi_items()], _FIELDS)
 
 
 @acting.post(
@@ -100,6 +52,7 @@ def _sent(answer: Answer) -> Response:
     summary="Ask a question about an image",
     description="Waits for the end of the case, or as long as `Prefer: wait` says. 201 also for a "
     "case that abstained or failed: its `status` says so, and it stays readable under its id. "
+    "An answer that is too unsure or unsupported is withheld (`is_withheld`). "
     "Research use only. Not a medical device.",
     response_model=Case,
     responses={
@@ -115,7 +68,7 @@ def _sent(answer: Answer) -> Response:
 async def create_case(
     state: State,
     key: Key,
-    wait_s: WaitS,
+    wait: Waiting,
     rendering: Annotated[RenderingRequest, Depends(asked_rendering)],
     image: Annotated[
         UploadFile,
@@ -137,6 +90,13 @@ async def create_case(
     seed: Annotated[
         int | None, Form(description="Makes the case repeatable.", examples=[7])
     ] = None,
+    verify: Annotated[
+        bool,
+        Form(
+            description="Ask twice more, with the evidence blanked and with as much area elsewhere "
+            "blanked: `verification` says whether the answer changed. Takes three times as long."
+        ),
+    ] = False,
 ) -> Response:
     """Check the form, work the case, return it."""
     submission = check_submission(
@@ -147,16 +107,14 @@ async def create_case(
         choices=choices or [],
         k=k,
         seed=seed,
+        verify=verify,
         rendering=rendering,
     )
 
     async def work(request: Repeatable | None) -> Answer:
+        wait_s = None if wait is None else wait.seconds
         case = await state.desk.answer(submission, wait_s=wait_s, request=request)
-        if wait_s is None:
-            return made(case)
-        in_time = case.status is not CaseStatus.RUNNING
-        state.metrics.waits.labels("finished" if in_time else "running").inc()
-        return made(case, **{"preference-applied": f"wait={wait_s}"})
+        return waited(case, wait, state.metrics)
 
     fingerprint = ""
     if key is not None:
@@ -164,8 +122,9 @@ async def create_case(
         fingerprint = fingerprint_of(
             *("ask", image_sha256, image.content_type, question, choices, k, seed),
             rendering.model_dump(),
+            *(["verify"] if verify else []),
         )
-    return _sent(await state.repetitions.once(key, fingerprint, work))
+    return sent(await state.repetitions.once(key, fingerprint, work))
 
 
 @acting.post(
@@ -187,9 +146,9 @@ async def cancel_case(state: State, key: Key, case_id: CaseId) -> Response:
             case = await state.desk.cancel(case_id)
         except UnknownCase as error:
             raise no_such_case(error) from error
-        return Answer(status=HTTPStatus.OK, headers={}, body=case.model_dump_json())
+        return Answer(status=HTTPStatus.OK, headers={}, body=shown(case).model_dump_json())
 
-    return _sent(await state.repetitions.once(key, fingerprint_of("cancel", case_id), work))
+    return sent(await state.repetitions.once(key, fingerprint_of("cancel", case_id), work))
 
 
 @acting.get(
@@ -197,7 +156,8 @@ async def cancel_case(state: State, key: Key, case_id: CaseId) -> Response:
     summary="Follow a case as it runs",
     description="Server-sent events, each with its number as `id`, the kind as `event` and JSON as "
     "`data`. The last one is `done`; a finished case is replayed. `Last-Event-ID` goes on after "
-    "that event, with 204 where nothing can follow.",
+    "that event, with 204 where nothing can follow. Where the answer is withheld, or may still be, "
+    "thoughts and answers are left out unless `show=withheld` asks for them.",
     response_class=StreamingResponse,
     responses={
         200: {
@@ -215,9 +175,10 @@ async def follow_case(
         int | None,
         Header(ge=0, le=2**31 - 1, description="Number of the last event seen.", examples=[3]),
     ] = None,
+    show: Show = None,
 ) -> Response:
     """The events of a case after the last one seen."""
-    await asyncio.to_thread(found_case, state, case_id)
+    case = await asyncio.to_thread(found_case, state, case_id)
     after = last_event_id or 0
     last = await asyncio.to_thread(state.store.last_event, case_id)
     if after > (0 if last is None else last.number):
@@ -234,11 +195,15 @@ async def follow_case(
             "Too many event streams",
             f"{state.settings.max_event_streams} are being read; come back later",
         )
+    is_hidden = hides_words(case)
+    if is_hidden and show is not None:
+        state.metrics.withheld_shown.labels("events").inc()
     events = follow(
         state.store,
         state.bells,
         case_id,
         after,
+        present=shown_event if is_hidden and show is None else as_stored,
         heartbeat_s=state.settings.heartbeat_s,
         stream_s=state.settings.event_stream_s,
     )

@@ -21,18 +21,20 @@ from functools import partial
 from http import HTTPStatus
 from typing import Literal, TypeVar, cast
 
-from services.clinic.admission import Admitted, admit, case_image
-from services.clinic.casework import Neighbours, Stopwatch, answer_case
+from services.clinic.admission import Admitted, admit, admit_again, case_image
+from services.clinic.casework import Standing, Stopwatch, answer_case
+from services.clinic.conversation import MAX_EARLIER, ContextFull
 from services.clinic.diary import Diary
 from services.clinic.following import Bells
 from services.clinic.metrics import ClinicMetrics
-from services.clinic.pseudonyms import Pseudonyms
+from services.clinic.pseudonyms import Pseudonyms, UnknownPseudonym
+from services.clinic.rounds import Neighbours
 from services.clinic.settings import ClinicSettings
 from services.clinic.store import CaseStore, Repeatable, UnfinishedCase, UnknownCase
-from services.clinic.submission import Submission
+from services.clinic.submission import Asked, Submission
 from services.clinic.telling import Tell
 from services.clinic.transactions import DatabaseAway
-from shared.api.clinic import Case, CaseFailure, CaseStatus
+from shared.api.clinic import Case, CaseFailure, CaseImage, CaseSettings, CaseStatus
 from shared.api.zoom import IngestResponse
 from shared.errors import ApiProblem, BlobError, BoundaryError, ZoomError
 from shared.geometry import BadBox
@@ -61,7 +63,7 @@ def failure_of(error: Exception) -> CaseFailure:
     if isinstance(error, BoundaryError):
         service = cast("FailingService", error.service)
         return CaseFailure(service=service, reason=str(error).removeprefix(f"{service}: "))
-    if isinstance(error, BadBox | BlobError):
+    if isinstance(error, BadBox | BlobError | ContextFull):
         return CaseFailure(service="clinic", reason=str(error))
     return CaseFailure(service="clinic", reason=f"internal error ({type(error).__name__})")
 
@@ -75,6 +77,7 @@ class CaseDesk:
         store: CaseStore,
         pseudonyms: Pseudonyms,
         neighbours: Neighbours,
+        standing: Standing,
         metrics: ClinicMetrics,
         bells: Bells,
         *,
@@ -85,6 +88,7 @@ class CaseDesk:
         self._store = store
         self.pseudonyms = pseudonyms
         self._neighbours = neighbours
+        self._standing = standing
         self._metrics = metrics
         self._bells = bells
         self._now = now
@@ -123,20 +127,80 @@ class CaseDesk:
         if zoom failed; there is no case then.
         """
         started = time.monotonic()
+        case, watch = await self.opened(submission)
+        left_s = None if wait_s is None else started + wait_s - time.monotonic()
+        return await self._asked(case, watch, left_s, request)
+
+    async def opened(self, submission: Submission) -> tuple[Case, Stopwatch]:
+        """Ingest the image; the case as it would be stored. Raises as `answer`."""
         watch = Stopwatch()
         with watch.stage("ingest_s"):
             ingested = await self._ingest(submission)
             admitted = await asyncio.to_thread(
                 admit, submission, ingested.identity, self.pseudonyms
             )
-        case = self._opened(submission, admitted, ingested, watch)
+        image = case_image(ingested)
+        return self._new(admitted, image, submission.settings, watch), watch
+
+    async def follow_up(
+        self,
+        case_id: str,
+        asked: Asked,
+        *,
+        wait_s: float | None = None,
+        request: Repeatable | None = None,
+    ) -> Case:
+        """Go on from an answered case with a further question; else as `answer`.
+
+        Raises `UnknownCase`, and `ApiProblem` 409 if there is nothing to go on from.
+        """
+        earlier = await asyncio.to_thread(self._store.conversation, case_id)
+        former = earlier[-1]
+        if former.status is not CaseStatus.ANSWERED:
+            raise ApiProblem(
+                HTTPStatus.CONFLICT,
+                "The case has no answer to go on from",
+                f"case {case_id} is {former.status.value}; only an answered case can be followed",
+            )
+        if len(earlier) > MAX_EARLIER:
+            raise ApiProblem(
+                HTTPStatus.CONFLICT,
+                "The conversation is too long",
+                f"{len(earlier)} questions were asked; at most {MAX_EARLIER} can be followed",
+            )
+        try:
+            admitted = await asyncio.to_thread(admit_again, asked, former.subject, self.pseudonyms)
+        except UnknownPseudonym as error:
+            raise ApiProblem(
+                HTTPStatus.CONFLICT,
+                "Nobody knows whom the case is about",
+                "its pseudonyms are not in this clinic's database of them, so identity could not "
+                "be taken out of the question",
+            ) from error
+        case = self._new(admitted, former.image, asked.settings, Stopwatch())
+        case = case.model_copy(update={"follows": case_id})
+        return await self._asked(case, Stopwatch(), wait_s, request)
+
+    async def _asked(
+        self, case: Case, watch: Stopwatch, wait_s: float | None, request: Repeatable | None
+    ) -> Case:
+        """Store a new case, start it, and wait for its end."""
         await asyncio.to_thread(self._store.create, case, request)
-        task = self._start(case, watch)
-        left_s = None if wait_s is None else max(0.0, started + wait_s - time.monotonic())
-        await asyncio.wait([task], timeout=left_s)
+        return await self._awaited(case.case_id, self._start(case, watch), wait_s)
+
+    async def wait_for(self, case_id: str, wait_s: float) -> Case:
+        """Wait for the end of a stored case, at most so long; it is begun if nobody is at it."""
+        case = await asyncio.to_thread(self._store.get, case_id)
+        if case.status is not CaseStatus.RUNNING:
+            return case
+        task = self._tasks.get(case_id) or self._start(case, Stopwatch(case.timings))
+        return await self._awaited(case_id, task, wait_s)
+
+    async def _awaited(self, case_id: str, task: asyncio.Task[Case], wait_s: float | None) -> Case:
+        await asyncio.wait([task], timeout=None if wait_s is None else max(0.0, wait_s))
         if task.done() and not task.cancelled():
             return task.result()
-        return await asyncio.to_thread(self._store.get, case.case_id)
+        return await asyncio.to_thread(self._store.get, case_id)
 
     async def cancel(self, case_id: str) -> Case:
         """End a case that has not ended; of a cancelled one, nothing changes.
@@ -176,13 +240,10 @@ class CaseDesk:
                 HTTPStatus(error.status), "The image cannot be used", detail
             ) from error
 
-    def _opened(
-        self,
-        submission: Submission,
-        admitted: Admitted,
-        ingested: IngestResponse,
-        watch: Stopwatch,
+    def _new(
+        self, admitted: Admitted, image: CaseImage, settings: CaseSettings, watch: Stopwatch
     ) -> Case:
+        """A case of a new id; `image` gets its URL."""
         case_id = self._new_case_id()
         return Case(
             case_id=case_id,
@@ -190,9 +251,9 @@ class CaseDesk:
             created_at=self._now(),
             question=admitted.question,
             choices=admitted.choices,
-            image=case_image(case_id, ingested),
+            image=image.model_copy(update={"url": f"/v1/cases/{case_id}/image"}),
             subject=admitted.subject,
-            settings=submission.settings,
+            settings=settings,
             timings=watch.timings,
         )
 
@@ -267,9 +328,14 @@ class CaseDesk:
         """Begin again while a neighbour fails for a moment. Raises what it failed with at last."""
         give_up_at = time.monotonic() + self._settings.patience_s
         pause_s = _FIRST_PAUSE_S
+        earlier: list[Case] = []
+        if case.follows is not None:
+            earlier = await asyncio.to_thread(self._store.conversation, case.follows)
         while True:
             try:
-                return await answer_case(self._neighbours, case, watch, tell)
+                return await answer_case(
+                    self._neighbours, self._standing, case, watch, tell, earlier
+                )
             except BoundaryError as error:
                 if not error.is_transient or time.monotonic() + pause_s > give_up_at:
                     raise

@@ -5,6 +5,13 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any
 
+from services.clinic.example_result import (
+    EXAMPLE_CALIBRATION,
+    EXAMPLE_PROVENANCE,
+    EXAMPLE_RENDERING,
+    example_verification,
+)
+from services.clinic.showing import shown, summary_of
 from services.clinic.telling import closing_events
 from shared.api.case_events import (
     CaseEvent,
@@ -12,12 +19,16 @@ from shared.api.case_events import (
     TrajectoryEvent,
     TurnEvent,
     UncertaintyEvent,
+    VerificationEvent,
     ZoomEvent,
 )
+from shared.api.case_result import Blanked
 from shared.api.clinic import (
+    AbstentionReason,
     Case,
     CaseAttempt,
     CaseConsensus,
+    CaseContext,
     CaseEvidence,
     CaseImage,
     CasePage,
@@ -25,17 +36,18 @@ from shared.api.clinic import (
     CaseSettings,
     CaseStatus,
     CaseSubject,
-    CaseSummary,
     CaseTimings,
     CaseToolCall,
     CaseTurn,
     ClinicDescription,
+    ContextCase,
 )
 from shared.api.headers import Deidentification, ImageHeader
-from shared.api.zoom import AppliedRendering, AppliedWindow, WireBox
+from shared.api.zoom import WireBox
 from shared.service.problems import PROBLEM_SCHEMA
 
 EXAMPLE_ID = "5f0c1f5a6c1b4c0f9a3d2b1e8f7a6c5d"
+_FOLLOW_UP_ID = "b3d5a0c47e1f4f6e8c2a9d0b7f6e5a41"
 _CROP = "9c56cc51b374c3ba189210d5b6d4bf57790d351c96c47c02190ecf1e430635ab"
 _IMAGE = "2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae"
 _HEATMAP = "fcde2b2edba56bf408601fb721fe9b5c338d10ee429ea04fae5511b68fbf8fb9"
@@ -46,8 +58,11 @@ _FINISHED = datetime(2026, 3, 2, 9, 30, 7, tzinfo=UTC)
 EXAMPLE_EVIDENCE = CaseEvidence(
     index=0,
     turn=0,
+    text_before="<think>Something bright right of the midline; look closer.</think>",
     box=_BOX,
     box_normalised=[0.5, 0.25, 0.6547619047619048, 0.4166666666666667],
+    frame=EXAMPLE_RENDERING.frame,
+    windows=EXAMPLE_RENDERING.windows,
     crop=_CROP,
     crop_url=f"/v1/cases/{EXAMPLE_ID}/crops/{_CROP}",
     crop_width_px=84,
@@ -57,7 +72,7 @@ EXAMPLE_EVIDENCE = CaseEvidence(
     entropy_increase_nats=1.13,
 )
 
-EXAMPLE_CASE = Case(
+_CASE = Case(
     case_id=EXAMPLE_ID,
     status=CaseStatus.ANSWERED,
     created_at=_CREATED,
@@ -70,15 +85,10 @@ EXAMPLE_CASE = Case(
         width_px=336,
         height_px=336,
         source_format="dicom",
-        rendering=AppliedRendering(
-            frame=3,
-            num_frames=24,
-            grey_mapping="requested_window",
-            windows=[AppliedWindow(center=40, width=80, function="LINEAR", preset="brain")],
-        ),
+        rendering=EXAMPLE_RENDERING,
         window_center=40,
         window_width=80,
-        preprocessing_version="1",
+        preprocessing_version=EXAMPLE_PROVENANCE.preprocessing_version,
         header=ImageHeader(
             modality="CT",
             sop_class="Enhanced CT Image Storage",
@@ -97,9 +107,21 @@ EXAMPLE_CASE = Case(
         ),
     ),
     subject=CaseSubject(patient="patient-5b1f0a9c2d3e4f60", study="study-90d1c4b7a8e2f314"),
-    settings=CaseSettings(num_trajectories=3, seed=7, temperature=1.0, max_turn_tokens=512),
+    settings=CaseSettings(
+        num_trajectories=3,
+        seed=7,
+        temperature=1.0,
+        max_turn_tokens=512,
+        verify=True,
+        abstain_below=0.5,
+        withhold_unsupported=True,
+    ),
     answer="B",
     option_text="cross",
+    option_probability=2 / 3,
+    option_probabilities={"A": 0.0, "B": 2 / 3, "C": 1 / 3, "D": 0.0},
+    confidence=0.81,
+    calibration=EXAMPLE_CALIBRATION,
     shown_trajectory_id=f"{EXAMPLE_ID}:1",
     turns=[
         CaseTurn(
@@ -125,6 +147,9 @@ EXAMPLE_CASE = Case(
     evidence=[EXAMPLE_EVIDENCE],
     agreement=2 / 3,
     votes={"B": 2, "C": 1},
+    mean_answer_token_probability=0.94,
+    consensus_iou=1.0,
+    verification=example_verification(EXAMPLE_ID, _BOX),
     consensus=CaseConsensus(
         num_agreeing=2,
         rectangles=[_BOX],
@@ -142,6 +167,9 @@ EXAMPLE_CASE = Case(
             stop_reason="answered",
             num_turns=2,
             boxes=[_BOX],
+            agrees=answer == "B",
+            consensus_iou=1.0,
+            answer_token_probability=0.94,
         )
         for index, (seed, answer) in enumerate([(11, "B"), (12, "B"), (13, "C")])
     ],
@@ -153,13 +181,31 @@ EXAMPLE_CASE = Case(
         view_height_px=168,
         max_turns=5,
     ),
+    provenance=EXAMPLE_PROVENANCE,
     timings=CaseTimings(
-        ingest_s=0.02, view_s=0.05, trajectories_s=6.4, consensus_s=0.01, total_s=6.48
+        ingest_s=0.02,
+        view_s=0.05,
+        trajectories_s=6.4,
+        consensus_s=0.01,
+        evidence_blanked_s=6.2,
+        elsewhere_blanked_s=6.3,
+        total_s=18.98,
     ),
 )
 
+EXAMPLE_CASE = shown(_CASE)
 
-EXAMPLE_RUNNING = Case(
+EXAMPLE_WITHHELD = shown(
+    _CASE.model_copy(
+        update={
+            "status": CaseStatus.ABSTAINED,
+            "abstention": AbstentionReason.LOW_CONFIDENCE,
+            "confidence": 0.31,
+        }
+    )
+)
+
+_RUNNING = Case(
     case_id=EXAMPLE_ID,
     status=CaseStatus.RUNNING,
     created_at=_CREATED,
@@ -171,8 +217,28 @@ EXAMPLE_RUNNING = Case(
     timings=CaseTimings(ingest_s=0.02, total_s=0.02),
 )
 
-EXAMPLE_CANCELLED = EXAMPLE_RUNNING.model_copy(
-    update={"status": CaseStatus.CANCELLED, "finished_at": _FINISHED}
+EXAMPLE_RUNNING = shown(_RUNNING)
+
+EXAMPLE_CANCELLED = shown(
+    _RUNNING.model_copy(update={"status": CaseStatus.CANCELLED, "finished_at": _FINISHED})
+)
+
+EXAMPLE_FOLLOW_UP = Case(
+    case_id=_FOLLOW_UP_ID,
+    status=CaseStatus.ANSWERED,
+    created_at=_FINISHED,
+    finished_at=_FINISHED,
+    question="Is it on the left?",
+    choices=["yes", "no"],
+    image=EXAMPLE_CASE.image.model_copy(update={"url": f"/v1/cases/{_FOLLOW_UP_ID}/image"}),
+    settings=EXAMPLE_CASE.settings,
+    follows=EXAMPLE_ID,
+    context=CaseContext(
+        shown=[ContextCase(case_id=EXAMPLE_ID, num_crops_shown=1, num_crops_dropped=0)],
+        dropped=[],
+    ),
+    answer="B",
+    option_text="no",
 )
 
 _EXAMPLE_EVENTS: list[CaseEvent] = [
@@ -204,6 +270,10 @@ _EXAMPLE_EVENTS: list[CaseEvent] = [
     TrajectoryEvent(
         trajectory_id=f"{EXAMPLE_ID}:1", answer="B", stop_reason="answered", num_turns=2
     ),
+    VerificationEvent(blanked=Blanked.EVIDENCE, state="asking"),
+    VerificationEvent(blanked=Blanked.EVIDENCE, state="asked", changed=True),
+    VerificationEvent(blanked=Blanked.ELSEWHERE, state="asking"),
+    VerificationEvent(blanked=Blanked.ELSEWHERE, state="asked", changed=False),
     *closing_events(EXAMPLE_CASE),
 ]
 
@@ -213,20 +283,6 @@ EXAMPLE_STREAM = {
         for number, told in enumerate(_EXAMPLE_EVENTS, start=1)
     )
 }
-
-
-def summary_of(case: Case) -> CaseSummary:
-    """A case as a line of the list."""
-    return CaseSummary(
-        case_id=case.case_id,
-        url=f"/v1/cases/{case.case_id}",
-        status=case.status,
-        created_at=case.created_at,
-        question=case.question,
-        answer=case.answer,
-        option_text=case.option_text,
-        agreement=case.agreement,
-    )
 
 
 EXAMPLE_PAGE = CasePage(
@@ -329,6 +385,35 @@ CANCEL_PROBLEMS = problems(
     ),
 )
 
+FOLLOW_UP_PROBLEMS = problems(
+    unknown_case=(HTTPStatus.NOT_FOUND, "No such case", f"no case {EXAMPLE_ID}"),
+    no_answer=(
+        HTTPStatus.CONFLICT,
+        "The case has no answer to go on from",
+        f"case {EXAMPLE_ID} is abstained; only an answered case can be followed",
+    ),
+    too_long=(
+        HTTPStatus.CONFLICT,
+        "The conversation is too long",
+        "17 questions were asked; at most 16 can be followed",
+    ),
+    too_large=(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        "Request Entity Too Large",
+        "the request has more than the 68157440 bytes that are accepted",
+    ),
+    no_form=(
+        HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+        "Unsupported content type",
+        "accepted: application/json, application/x-www-form-urlencoded, multipart/form-data",
+    ),
+    no_question=(
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        "Request does not validate",
+        "body.question: Field required",
+    ),
+)
+
 FOLLOW_PROBLEMS = problems(
     unknown_case=(HTTPStatus.NOT_FOUND, "No such case", f"no case {EXAMPLE_ID}"),
     unknown_event=(
@@ -359,6 +444,12 @@ def json_example(description: str, example: Any) -> dict[str, Any]:
     """A documented JSON response with its example model."""
     body = example.model_dump(mode="json")
     return {"description": description, "content": {"application/json": {"example": body}}}
+
+
+def json_examples(description: str, **examples: Any) -> dict[str, Any]:
+    """A documented JSON response with several example models, by name."""
+    values = {name: {"value": e.model_dump(mode="json")} for name, e in examples.items()}
+    return {"description": description, "content": {"application/json": {"examples": values}}}
 
 
 def png_example(description: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ back with the number of the last event it has.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import contextmanager
 
 from services.clinic.metrics import ClinicMetrics
@@ -72,10 +72,11 @@ async def follow(
     case_id: str,
     after: int,
     *,
+    present: Callable[[StoredEvent], StoredEvent],
     heartbeat_s: float,
     stream_s: float,
 ) -> AsyncGenerator[str, None]:
-    """The stream of a case's events after event number `after`."""
+    """The stream of a case's events after event number `after`, each as `present` makes it."""
     end_at = time.monotonic() + stream_s
     with bells.listening(case_id) as bell:
         yield f"retry: {RECONNECT_MS}\n\n"
@@ -83,7 +84,7 @@ async def follow(
             bell.clear()  # before looking, so that what is told while looking rings again
             events = await asyncio.to_thread(store.events_after, case_id, after, _BATCH)
             for event in events:
-                yield frame(event)
+                yield frame(present(event))
                 after = event.number
                 if event.name == LAST_EVENT:
                     return

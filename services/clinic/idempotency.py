@@ -19,8 +19,9 @@ from http import HTTPStatus
 import msgspec
 
 from services.clinic.metrics import ClinicMetrics
+from services.clinic.showing import shown
 from services.clinic.store import Answer, CaseStore, Kept, Repeatable
-from shared.api.clinic import Case, CaseStatus
+from shared.api.clinic import KEY_OUTSTANDING, Case, CaseStatus
 from shared.errors import ApiProblem
 
 MAX_KEY_CHARS = 255
@@ -57,7 +58,7 @@ def made(case: Case, **headers: str) -> Answer:
     return Answer(
         status=HTTPStatus.CREATED if is_final else HTTPStatus.ACCEPTED,
         headers={"location": f"/v1/cases/{case.case_id}", **headers},
-        body=case.model_dump_json(),
+        body=shown(case).model_dump_json(),
     )
 
 
@@ -121,7 +122,7 @@ class Repetitions:
         self._count("running")
         return ApiProblem(
             HTTPStatus.CONFLICT,
-            "A request is outstanding for this Idempotency-Key",
+            KEY_OUTSTANDING,
             "the first request with this key is still being worked on; repeat it later",
         )
 

@@ -7,6 +7,8 @@ from shared.api.clinic import Case
 _SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
 _SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
+_OUTCOMES = {True: "supported", False: "unsupported", None: "unverifiable"}
+
 
 class ClinicMetrics:
     """The clinic's metrics in the registry of its app."""
@@ -28,6 +30,36 @@ class ClinicMetrics:
             buckets=_SHARES,
             registry=registry,
         )
+        self._confidence = Histogram(
+            "medvr_clinic_confidence",
+            "Calibrated probability that an answer is right, where it is known.",
+            buckets=_SHARES,
+            registry=registry,
+        )
+        self._confidence_unknown = Counter(
+            "medvr_clinic_confidence_unknown",
+            "Answers without a confidence, by the reason.",
+            ["reason"],
+            registry=registry,
+        )
+        self._abstentions = Counter(
+            "medvr_clinic_abstentions",
+            "Cases that gave no answer, by the reason.",
+            ["reason"],
+            registry=registry,
+        )
+        self._verifications = Counter(
+            "medvr_clinic_verifications",
+            "Answers that were verified: supported, unsupported, or not to be verified.",
+            ["outcome"],
+            registry=registry,
+        )
+        self.withheld_shown = Counter(
+            "medvr_clinic_withheld_shown",
+            "Times a reader asked for what is withheld: of a case, or of its events.",
+            ["where"],
+            registry=registry,
+        )
         self.unfinished = Gauge(
             "medvr_clinic_unfinished_cases", "Cases running or waiting.", registry=registry
         )
@@ -44,6 +76,12 @@ class ClinicMetrics:
             ["outcome"],
             registry=registry,
         )
+        self.feedback = Counter(
+            "medvr_clinic_feedback",
+            "Feedback given, by verdict and role.",
+            ["verdict", "role"],
+            registry=registry,
+        )
         self.waits = Counter(
             "medvr_clinic_waits",
             "Requests with `Prefer: wait`, by whether the case ended in time.",
@@ -51,10 +89,28 @@ class ClinicMetrics:
             registry=registry,
         )
 
+        self.jobs = Counter(
+            "medvr_clinic_jobs", "Jobs that ended, by status.", ["status"], registry=registry
+        )
+        self.items_sent_again = Counter(
+            "medvr_clinic_items_sent_again",
+            "Waiting items whose message was lost.",
+            registry=registry,
+        )
+
     def observe(self, case: Case) -> None:
         """Count a case that ended."""
         self._cases.labels(case.status.value).inc()
         for name, seconds in case.timings:
-            self._stages.labels(name.removesuffix("_s")).observe(seconds)
+            if seconds > 0:  # a stage that was not reached is no observation
+                self._stages.labels(name.removesuffix("_s")).observe(seconds)
         if case.agreement is not None:
             self._agreement.observe(case.agreement)
+        if case.confidence is not None:
+            self._confidence.observe(case.confidence)
+        if case.confidence_unknown is not None:
+            self._confidence_unknown.labels(case.confidence_unknown.value).inc()
+        if case.abstention is not None:
+            self._abstentions.labels(case.abstention.value).inc()
+        if case.verification is not None:
+            self._verifications.labels(_OUTCOMES[case.verification.supported]).inc()

@@ -1,7 +1,12 @@
-"""`Prefer: wait=N` (RFC 7240): how long a caller wants to wait. What is malformed is ignored."""
+"""`Prefer: wait=N` and `respond-async` (RFC 7240): how long a caller wants to wait.
+
+What is malformed is ignored.
+"""
 
 import re
 from collections.abc import Sequence
+
+import msgspec
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _QUOTED = r'"(?:[^"\\]|\\.)*"'
@@ -12,20 +17,34 @@ _PREFERENCE = re.compile(
 _MAX_DIGITS = 9
 
 
-def wait_preference_s(headers: Sequence[str]) -> int | None:
-    """Seconds of the first `wait` among the lines of `Prefer`; None if there is no sound one.
+class Wait(msgspec.Struct, frozen=True):
+    """A wait that is granted."""
 
-    A line is read up to its first mistake. Of a preference given twice, the first counts.
+    seconds: int
+    applied: str
+    """What of the header was followed, as `Preference-Applied` says it."""
+
+
+def wait_preference(headers: Sequence[str], max_wait_s: int) -> Wait | None:
+    """The wait that the lines of `Prefer` ask for, up to the longest; None if they ask for none.
+
+    A line is read up to its first mistake. Of `wait` given twice, the first counts; without a
+    sound one, `respond-async` is no wait at all.
     """
+    waits: list[str] = []
+    is_async = False
     for line in headers:
         position = 0
         while position < len(line):
             found = _PREFERENCE.match(line, position)
             if found is None:
                 break
-            if found[1].lower() == "wait":
-                value = (found[2] or "").strip('"')
-                is_sound = value.isascii() and value.isdigit() and len(value) <= _MAX_DIGITS
-                return int(value) if is_sound else None
+            name = found[1].lower()
+            if name == "wait":
+                waits.append((found[2] or "").strip('"'))
+            is_async |= name == "respond-async"
             position = found.end()
-    return None
+    if waits and waits[0].isascii() and waits[0].isdigit() and len(waits[0]) <= _MAX_DIGITS:
+        seconds = min(int(waits[0]), max_wait_s)
+        return Wait(seconds, f"wait={seconds}")
+    return Wait(0, "respond-async") if is_async else None

@@ -4,19 +4,33 @@ Evidence is a zoom whose crop was shown. Its entropies are those recorded while 
 the call (METHOD.md, EVR), so nothing is asked again and nothing can differ from what happened.
 """
 
+import math
 import re
 import string
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 
 from shared.agent.entropy import tool_entropy_nats
 from shared.agent.parser import parse_turn
-from shared.api.cca import ConsensusRegion, Heatmap
-from shared.api.clinic import CaseAttempt, CaseConsensus, CaseEvidence, CaseToolCall, CaseTurn
+from shared.api.cca import AttemptConsensus, ConsensusRegion, Heatmap
+from shared.api.clinic import (
+    CaseAttempt,
+    CaseConsensus,
+    CaseEvidence,
+    CaseImage,
+    CaseToolCall,
+    CaseTurn,
+)
 from shared.api.zoom import WireBox
 from shared.geometry import Box, ImageSize
 from shared.trajectory import Generation, StopReason, Trajectory, Turn
 
 _THOUGHT = re.compile(r"<think>(.*?)(?:</think>|<tool_call>|<answer>|$)", re.DOTALL)
+
+_OPEN_CALL, _CLOSE_CALL = "<tool_call>", "</tool_call>"
+_OPEN_ANSWER, _CLOSE_ANSWER = "<answer>", "</answer>"
 
 _NOT_SHOWN = {
     StopReason.MAX_TURNS: "not carried out: this was the last turn allowed",
@@ -51,15 +65,67 @@ def thought_of(text: str) -> str:
     return "" if found is None else found.group(1).strip()
 
 
+def text_before_call(text: str) -> str:
+    """What a turn says before its call, unedited; all of it if there is none."""
+    end = text.find(_CLOSE_CALL)
+    opened = text.rfind(_OPEN_CALL, 0, end) if end >= 0 else -1
+    return text if opened < 0 else text[:opened]
+
+
+def answer_tokens(token_texts: Sequence[str]) -> range:
+    """The tokens of a turn's answer: from its first through its last character, tags left out.
+
+    A token that also holds a part of a tag counts, if it holds a character of the answer. Empty
+    for a turn without an answer.
+    """
+    answer = parse_turn(token_texts).answer
+    if answer is None:
+        return range(0)
+    text = "".join(token_texts)
+    opened = text.rfind(_OPEN_ANSWER, 0, text.index(_CLOSE_ANSWER)) + len(_OPEN_ANSWER)
+    first = text.index(answer, opened)
+    last = first + len(answer) - 1
+    ends = list(accumulate(len(token) for token in token_texts))
+    return range(bisect_right(ends, first), bisect_right(ends, last) + 1)
+
+
+def answer_token_probability(trajectory: Trajectory) -> float | None:
+    """exp of the mean log-probability of the tokens of its answer; None if it gave none.
+
+    Of the raw distribution: that at temperature 1, from which several trajectories are drawn, and
+    which is reported of a greedy one too.
+    """
+    if trajectory.answer is None:
+        return None
+    generation = trajectory.turns[-1].generation
+    logprobs = [generation.sampled_logprobs[i] for i in answer_tokens(generation.token_texts)]
+    return min(1.0, math.exp(math.fsum(logprobs) / len(logprobs)))
+
+
+def option_probabilities(
+    choices: Sequence[str], normalised_answers: Sequence[str | None]
+) -> dict[str, float]:
+    """Share of the K trajectories that picked each choice, by letter; empty without choices."""
+    counts = Counter(normalised_answers)
+    letters = string.ascii_uppercase[: len(choices)]
+    return {letter: counts[letter] / len(normalised_answers) for letter in letters}
+
+
 def mean_entropy_nats(generation: Generation) -> float:
     """Mean H_t over the tokens of a turn; 0 for an empty one."""
     entropies = generation.entropies_nats
     return sum(entropies) / len(entropies) if entropies else 0.0
 
 
-def evidence_of(case_id: str, trajectory: Trajectory, size: ImageSize) -> list[CaseEvidence]:
+def size_of(image: CaseImage) -> ImageSize:
+    """Of the original."""
+    return ImageSize(image.width_px, image.height_px)
+
+
+def evidence_of(case_id: str, trajectory: Trajectory, image: CaseImage) -> list[CaseEvidence]:
     """The zooms of a trajectory whose crop was shown, in order, with H_base, H_tool and ΔH."""
     evidence: list[CaseEvidence] = []
+    rendering, size = image.rendering, size_of(image)
     for turn_index, turn in enumerate(trajectory.turns):
         call = turn.call
         if call is None or call.box is None or call.crop is None:
@@ -71,6 +137,9 @@ def evidence_of(case_id: str, trajectory: Trajectory, size: ImageSize) -> list[C
             CaseEvidence(
                 index=len(evidence),
                 turn=turn_index,
+                text_before=text_before_call(turn.generation.text),
+                frame=None if rendering is None else rendering.frame,
+                windows=[] if rendering is None else rendering.windows,
                 box=wire_box(call.box),
                 box_normalised=normalised(call.box, size),
                 crop=call.crop.image,
@@ -118,8 +187,8 @@ def turns_of(trajectory: Trajectory, evidence: Sequence[CaseEvidence]) -> list[C
     ]
 
 
-def attempt_of(trajectory: Trajectory) -> CaseAttempt:
-    """A trajectory in short."""
+def attempt_of(trajectory: Trajectory, beside: AttemptConsensus) -> CaseAttempt:
+    """A trajectory in short; `beside` is how it stands to the others."""
     return CaseAttempt(
         trajectory_id=trajectory.trajectory_id,
         seed=trajectory.seed,
@@ -127,6 +196,9 @@ def attempt_of(trajectory: Trajectory) -> CaseAttempt:
         stop_reason=trajectory.stop_reason.value,
         num_turns=len(trajectory.turns),
         boxes=[wire_box(box) for box in trajectory.boxes],
+        agrees=beside.agrees,
+        consensus_iou=beside.consensus_iou,
+        answer_token_probability=answer_token_probability(trajectory),
     )
 
 

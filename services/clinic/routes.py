@@ -16,14 +16,17 @@ from services.clinic.examples import (
     EXAMPLE_EVIDENCE,
     EXAMPLE_ID,
     EXAMPLE_PAGE,
+    EXAMPLE_WITHHELD,
     UNKNOWN_CASE,
     json_example,
+    json_examples,
     png_example,
     problems,
-    summary_of,
 )
-from services.clinic.state import CaseId, State, found_case, no_such_case
+from services.clinic.showing import shown, summary_of, withholds
+from services.clinic.state import CaseId, Show, State, found_case, no_such_case
 from services.clinic.store import UnknownCase
+from shared.api.case_result import Blanked
 from shared.api.clinic import Case, CasePage, ClinicDescription
 from shared.blobs import BlobStore
 from shared.errors import ApiProblem, BlobError
@@ -75,20 +78,35 @@ def list_cases(
         cases = state.store.newest(limit + 1, before)
     except UnknownCase as error:
         raise no_such_case(error) from error
-    shown = cases[:limit]
+    page = cases[:limit]
     more = len(cases) > limit
-    next_url = f"/v1/cases?limit={limit}&before={shown[-1].case_id}" if more else None
-    return CasePage(cases=[summary_of(case) for case in shown], next_url=next_url)
+    next_url = f"/v1/cases?limit={limit}&before={page[-1].case_id}" if more else None
+    return CasePage(cases=[summary_of(case) for case in page], next_url=next_url)
 
 
 @router.get(
     "/cases/{case_id}",
     summary="Read a case",
-    responses={200: json_example("The whole case.", EXAMPLE_CASE), **UNKNOWN_CASE},
+    description="The case as last written; `running` until it ends. An answer it withholds is left "
+    "out with all that gives it away, unless `show=withheld` asks for it.",
+    responses={
+        200: json_examples("The case.", answered=EXAMPLE_CASE, withheld=EXAMPLE_WITHHELD),
+        **UNKNOWN_CASE,
+        **problems(
+            bad_show=(
+                HTTPStatus.UNPROCESSABLE_ENTITY,
+                "Request does not validate",
+                "query.show: Input should be 'withheld'",
+            )
+        ),
+    },
 )
-def read_case(state: State, case_id: CaseId) -> Case:
-    """The case as last written; `running` until it ends."""
-    return found_case(state, case_id)
+def read_case(state: State, case_id: CaseId, show: Show = None) -> Case:
+    """The case, with its answer if it may be seen or is asked for."""
+    case = found_case(state, case_id)
+    if withholds(case) and show is not None:
+        state.metrics.withheld_shown.labels("case").inc()
+    return shown(case, with_withheld=show is not None)
 
 
 _PNG_ROUTE: dict[str, Any] = {"response_class": Response}
@@ -135,6 +153,49 @@ def read_crop(
             HTTPStatus.NOT_FOUND, "No such crop", f"case {case_id} has no crop {crop[:64]}"
         )
     return _png(request, state.blobs, crop)
+
+
+@router.get(
+    "/cases/{case_id}/blanked/{region}",
+    summary="The image of a verified case without a region, as PNG",
+    responses={
+        200: png_example("The image that was asked about again."),
+        **problems(
+            unknown_case=(HTTPStatus.NOT_FOUND, "No such case", f"no case {EXAMPLE_ID}"),
+            not_asked=(
+                HTTPStatus.NOT_FOUND,
+                "Not asked again",
+                f"case {EXAMPLE_ID} was not asked again with this region blanked",
+            ),
+            unknown_region=(
+                HTTPStatus.UNPROCESSABLE_ENTITY,
+                "Request does not validate",
+                "path.region: Input should be 'evidence' or 'elsewhere'",
+            ),
+        ),
+        **_GONE,
+    },
+    **_PNG_ROUTE,
+)
+def read_blanked(request: Request, state: State, case_id: CaseId, region: Blanked) -> Response:
+    """What the policy was shown instead of the original."""
+    verification = found_case(state, case_id).verification
+    by_region = (
+        {}
+        if verification is None
+        else {
+            Blanked.EVIDENCE: verification.evidence_blanked,
+            Blanked.ELSEWHERE: verification.elsewhere_blanked,
+        }
+    )
+    asked = by_region.get(region)
+    if asked is None:
+        raise ApiProblem(
+            HTTPStatus.NOT_FOUND,
+            "Not asked again",
+            f"case {case_id} was not asked again with this region blanked",
+        )
+    return _png(request, state.blobs, asked.image)
 
 
 @router.get(

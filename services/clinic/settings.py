@@ -1,5 +1,6 @@
 """Settings of the clinic: where its neighbours are, what it keeps, how much it accepts."""
 
+from pathlib import Path
 from typing import Self
 
 from pydantic import Field, model_validator
@@ -8,11 +9,15 @@ from services.clinic.address import Database, DatabaseAddress
 from shared.api.clinic import MAX_TRAJECTORIES
 from shared.clients.replicas import ServiceUrls
 from shared.errors import MedvrError
-from shared.service.settings import ServiceSettings, settings_config
+from shared.service.settings import RedisUrl, ServiceSettings, settings_config
 
 
 class ClinicSettings(ServiceSettings):
-    """Serve the clinic: a case API and its viewer. Research use only. Not a medical device."""
+    """Serve the clinic: a case API and its viewer. Research use only. Not a medical device.
+
+    Other commands of `medvr clinic`, each with its own --help: calibrate, export-feedback,
+    reidentify.
+    """
 
     model_config = settings_config("clinic")
 
@@ -35,10 +40,27 @@ class ClinicSettings(ServiceSettings):
     """Whom the pseudonyms of the cases stand for, apart from the cases so that access to it can be:
     as `database`, and never the same one. If not given, a file beside that of the cases, named
     `<its name>-pseudonyms.sqlite`."""
+    calibration: Path | None = None
+    """Calibration made by `medvr clinic calibrate`; unset means that no answer has a confidence."""
+    abstain_below: float = Field(default=0.5, ge=0.0, le=1.0)
+    """An answer whose confidence is below this is withheld; 0 withholds none."""
+    withhold_unsupported: bool = True
+    """Withhold an answer that survives the loss of its evidence (`verify=true`)."""
+    revision: str = ""
+    """Revision of the code, for provenance; set it where an image is built."""
     default_k: int = Field(default=5, ge=1, le=MAX_TRAJECTORIES)
     """Trajectories per case where the request does not say."""
     max_upload_bytes: int = Field(default=64 * 1024 * 1024, ge=1024)
     """Largest image file accepted, in bytes."""
+    redis_url: RedisUrl | None = None
+    """Redis whose queue the clinic's workers read, one database per clinic; without it there are
+    no jobs."""
+    max_job_items: int = Field(default=500, ge=1, le=1000)
+    """Most questions, and most images, of one job."""
+    max_job_bytes: int = Field(default=1024 * 1024 * 1024, ge=1024)
+    """Largest job accepted, all its files together, in bytes."""
+    job_sweep_s: float = Field(default=10.0, gt=0)
+    """Seconds between two looks for items of jobs that were left undone."""
     max_question_chars: int = Field(default=2000, ge=1)
     """Longest question, in characters."""
     max_choice_chars: int = Field(default=500, ge=1)

@@ -1,16 +1,18 @@
 """What the clinic's routes work with, made in the app's lifespan."""
 
 from http import HTTPStatus
-from typing import Annotated, cast
+from typing import Annotated, Literal, cast
 
 import msgspec
-from fastapi import Depends, FastAPI, Request
+from fastapi import Depends, FastAPI, Query, Request
 from fastapi import Path as PathParameter
 
 from services.clinic.desk import CaseDesk
 from services.clinic.examples import EXAMPLE_ID
+from services.clinic.feedback_store import FeedbackStore
 from services.clinic.following import Bells
 from services.clinic.idempotency import Repetitions
+from services.clinic.job_desk import JobDesk
 from services.clinic.metrics import ClinicMetrics
 from services.clinic.settings import ClinicSettings
 from services.clinic.store import CaseStore, UnknownCase
@@ -19,6 +21,10 @@ from shared.blobs import BlobStore
 from shared.errors import ApiProblem
 
 CaseId = Annotated[str, PathParameter(examples=[EXAMPLE_ID])]
+Show = Annotated[
+    Literal["withheld"] | None,
+    Query(description="`withheld`: with the answer of a case that withholds it. It is counted."),
+]
 
 
 class ClinicState(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,8 +32,10 @@ class ClinicState(msgspec.Struct, frozen=True, kw_only=True):
 
     settings: ClinicSettings
     store: CaseStore
+    feedback: FeedbackStore
     blobs: BlobStore
     desk: CaseDesk
+    jobs: JobDesk
     bells: Bells
     repetitions: Repetitions
     metrics: ClinicMetrics

@@ -121,10 +121,19 @@ class CaseStore:
             # An id that is there by the second try was written by the first.
             session.execute(statement.on_conflict_do_nothing() if was_tried else statement)
             was_tried = True
+            if case.follows is not None:
+                _link(session, case.follows, case.case_id)
             if request is not None:
                 self._keep(session, request, case_id=case.case_id)
 
         self.transactions.write(work)
+
+    def conversation(self, case_id: str) -> list[Case]:
+        """A case and all it goes on from, oldest first. Raises `UnknownCase`."""
+        cases = [self.get(case_id)]
+        while (former := cases[-1].follows) is not None:
+            cases.append(self.get(former))
+        return cases[::-1]
 
     def begin(self, case_id: str) -> int:
         """Note that work on a running case begins; returns the number of this attempt, from 1."""
@@ -256,8 +265,11 @@ class CaseStore:
 
     def keep(self, request: Repeatable, answer: Answer) -> None:
         """Keep the answer to a request under its key."""
-        encoded = msgspec.json.encode(answer)
-        self.transactions.write(lambda session: self._keep(session, request, answer=encoded))
+        self.transactions.write(lambda session: self.keep_in(session, request, answer))
+
+    def keep_in(self, session: Session, request: Repeatable, answer: Answer) -> None:
+        """Keep the answer to a request in the transaction of what it did."""
+        self._keep(session, request, answer=msgspec.json.encode(answer))
 
     def _keep(self, session: Session, request: Repeatable, **values: str | bytes) -> None:
         statement = self.transactions.insert(
@@ -304,3 +316,19 @@ class CaseStore:
         )
         rows = self.transactions.read(lambda session: session.execute(statement).all())
         return [UnfinishedCase(Case.model_validate_json(d), attempts) for d, attempts in rows]
+
+
+def _link(session: Session, case_id: str, follow_up: str) -> None:
+    """Note in a case that another goes on from it.
+
+    The update that changes nothing comes first: it takes the lock under which to read.
+    """
+    chosen = CaseRow.case_id == case_id
+    lock = update(CaseRow).where(chosen).values(attempts=CaseRow.attempts)
+    document = session.execute(lock.returning(CaseRow.document)).scalar_one_or_none()
+    if document is None:
+        raise UnknownCase(f"no case {case_id}")
+    case = Case.model_validate_json(document)
+    if follow_up not in case.follow_ups:
+        linked = case.model_copy(update={"follow_ups": [*case.follow_ups, follow_up]})
+        session.execute(update(CaseRow).where(chosen).values(document=linked.model_dump_json()))

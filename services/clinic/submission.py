@@ -22,19 +22,18 @@ from shared.errors import ApiProblem
 MAX_SEED = 2**53 - 1
 """The largest whole number that every JSON reader keeps exactly."""
 
-_CONTROL_TOKEN = re.compile(r"<\|[^<>]*\|>")
+CONTROL_TOKEN = re.compile(r"<\|[^<>]*\|>")
 
 
-class Submission(msgspec.Struct, frozen=True, kw_only=True):
-    """A case as asked, before its image is known to be one."""
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """A question, whatever image it is about."""
 
-    image: bytes
-    """The uploaded file."""
-    media_type: str | None
     question: str
     choices: list[str]
     settings: CaseSettings
-    rendering: RenderingRequest
+
+
+RENDERING_FIELDS = tuple(RenderingRequest.model_fields)
 
 
 def asked_rendering(
@@ -86,11 +85,33 @@ def asked_rendering(
     )
 
 
+class Submission(Asked, frozen=True, kw_only=True):
+    """A case as asked, before its image is known to be one."""
+
+    image: bytes
+    """The uploaded file."""
+    media_type: str | None
+    rendering: RenderingRequest
+
+
 def _refuse(title: str, detail: str) -> ApiProblem:
     return ApiProblem(HTTPStatus.UNPROCESSABLE_ENTITY, title, detail)
 
 
-def _checked_text(text: str, what: str, max_chars: int) -> str:
+def only_fields(
+    given: Sequence[str], accepted: Sequence[str], many: Sequence[str] = ("choices",)
+) -> None:
+    """Refuse what would be missed in silence: a misspelt field, the second of two questions."""
+    unknown = sorted(set(given) - set(accepted))
+    repeated = sorted({n for n in given if n not in many and given.count(n) > 1})
+    if unknown or repeated:
+        what = f"unknown field {unknown[0][:64]!r}" if unknown else f"{repeated[0]} is given twice"
+        detail = f"accepted: {', '.join(accepted)}; only {' and '.join(many)} may be repeated"
+        raise _refuse("Request does not validate", f"{what}; {detail}")
+
+
+def checked_text(text: str, what: str, max_chars: int) -> str:
+    """A text trimmed, within its limit and without control tokens. Raises `ApiProblem`."""
     text = text.strip()
     if not text:
         raise _refuse(f"The {what} is empty", f"the {what} must have at least one character")
@@ -99,7 +120,7 @@ def _checked_text(text: str, what: str, max_chars: int) -> str:
             f"The {what} is too long",
             f"the {what} has {len(text)} characters; at most {max_chars} are accepted",
         )
-    if _CONTROL_TOKEN.search(text):
+    if CONTROL_TOKEN.search(text):
         raise _refuse(
             f"The {what} holds a control token",
             f"the {what} holds text of the form <|…|>, which is reserved for the model",
@@ -118,7 +139,7 @@ def _checked_choices(choices: Sequence[str], settings: ClinicSettings) -> list[s
             "one choice given; give two or more, or none for an open question",
         )
     checked = [
-        _checked_text(choice, f"choice {number}", settings.max_choice_chars)
+        checked_text(choice, f"choice {number}", settings.max_choice_chars)
         for number, choice in enumerate(choices, start=1)
     ]
     if len({choice.casefold() for choice in checked}) < len(checked):
@@ -139,6 +160,38 @@ def _checked_image(image: bytes, settings: ClinicSettings) -> bytes:
     return image
 
 
+def check_question(
+    settings: ClinicSettings,
+    *,
+    question: str,
+    choices: Sequence[str],
+    k: int | None,
+    seed: int | None,
+    verify: bool = False,
+) -> Asked:
+    """A question with its sampling. Raises `ApiProblem`. Without a seed one is drawn."""
+    num_trajectories = settings.default_k if k is None else k
+    if not 1 <= num_trajectories <= MAX_TRAJECTORIES:
+        raise _refuse(
+            "k is out of range", f"k is {num_trajectories}; 1 to {MAX_TRAJECTORIES} is accepted"
+        )
+    if seed is not None and not 0 <= seed <= MAX_SEED:
+        raise _refuse("seed is out of range", f"0 to {MAX_SEED} is accepted")
+    return Asked(
+        question=checked_text(question, "question", settings.max_question_chars),
+        choices=_checked_choices(choices, settings),
+        settings=CaseSettings(
+            num_trajectories=num_trajectories,
+            seed=secrets.randbelow(2**32) if seed is None else seed,
+            temperature=0.0 if num_trajectories == 1 else 1.0,
+            max_turn_tokens=settings.max_turn_tokens,
+            verify=verify,
+            abstain_below=0.0 if settings.calibration is None else settings.abstain_below,
+            withhold_unsupported=verify and settings.withhold_unsupported,
+        ),
+    )
+
+
 def check_submission(
     settings: ClinicSettings,
     *,
@@ -149,25 +202,17 @@ def check_submission(
     k: int | None,
     seed: int | None,
     rendering: RenderingRequest,
+    verify: bool = False,
 ) -> Submission:
-    """The form as a `Submission`. Raises `ApiProblem`. Without a seed one is drawn."""
-    num_trajectories = settings.default_k if k is None else k
-    if not 1 <= num_trajectories <= MAX_TRAJECTORIES:
-        raise _refuse(
-            "k is out of range", f"k is {num_trajectories}; 1 to {MAX_TRAJECTORIES} is accepted"
-        )
-    if seed is not None and not 0 <= seed <= MAX_SEED:
-        raise _refuse("seed is out of range", f"0 to {MAX_SEED} is accepted")
+    """The form as a `Submission`. Raises `ApiProblem`."""
+    asked = check_question(
+        settings, question=question, choices=choices, k=k, seed=seed, verify=verify
+    )
     return Submission(
         image=_checked_image(image, settings),
         media_type=media_type,
-        question=_checked_text(question, "question", settings.max_question_chars),
-        choices=_checked_choices(choices, settings),
-        settings=CaseSettings(
-            num_trajectories=num_trajectories,
-            seed=secrets.randbelow(2**32) if seed is None else seed,
-            temperature=0.0 if num_trajectories == 1 else 1.0,
-            max_turn_tokens=settings.max_turn_tokens,
-        ),
+        question=asked.question,
+        choices=asked.choices,
+        settings=asked.settings,
         rendering=rendering,
     )

@@ -109,11 +109,14 @@ def closing_events(case: Case) -> list[CaseEvent]:
     """The last events of a final case: what it came to, and that it is done."""
     done = DoneEvent(status=case.status)
     if case.status in (CaseStatus.ANSWERED, CaseStatus.ABSTAINED):
+        verification = case.verification
         answer = AnswerEvent(
             answer=case.answer,
             option_text=case.option_text,
             abstention=case.abstention,
             agreement=case.agreement,
+            confidence=case.confidence,
+            supported=None if verification is None else verification.supported,
         )
         return [answer, done]
     if case.failure is not None:

@@ -1,5 +1,7 @@
 """What every request and response of the clinic passes through: size limit, security headers."""
 
+from collections.abc import Mapping
+
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -44,24 +46,27 @@ class BodyLimit:
     the answer instead of a broken connection.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, others: Mapping[str, int] = {}) -> None:
+        """`others` are paths that have a limit of their own."""
         self._app = app
         self._max_bytes = max_bytes
+        self._others = others
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         num_bytes = 0
+        max_bytes = self._others.get(scope.get("path", ""), self._max_bytes)
 
         async def limited_receive() -> Message:
             nonlocal num_bytes
             message = await receive()
             num_bytes += len(message.get("body", b""))
-            if num_bytes > self._max_bytes:
-                while message.get("more_body", False) and num_bytes <= 2 * self._max_bytes:
+            if num_bytes > max_bytes:
+                while message.get("more_body", False) and num_bytes <= 2 * max_bytes:
                     message = await receive()
                     num_bytes += len(message.get("body", b""))
                 raise HTTPException(
-                    413, f"the request has more than the {self._max_bytes} bytes that are accepted"
+                    413, f"the request has more than the {max_bytes} bytes that are accepted"
                 )
             return message
 

@@ -1,10 +1,4 @@
-"""The folder of an evaluation: its configuration, and one JSON line per finished problem.
-
-`config.json` is written first and says what is being measured; `records.jsonl` grows by one
-complete line per problem, so an interrupted evaluation loses at most the problems in flight, and
-a line torn by a kill is dropped when the folder is opened again. Continuing with another
-configuration would mix two measurements: that is an error which names what differs.
-"""
+"""The folder of an evaluation (`shared.records`): what is measured, and a line per problem."""
 
 from pathlib import Path
 from typing import Self
@@ -16,9 +10,8 @@ from shared.errors import MedvrError
 from shared.geometry import Box, ImageSize
 from shared.hits import is_hit
 from shared.problem import Problem, ProblemSetManifest
+from shared.records import RecordFolder
 from shared.trajectory import Trajectory
-
-_WRITTEN = ("config.json", "records.jsonl", "report.json", "table.md", "bars.png", "gallery.png")
 
 
 class EvaluationError(MedvrError):
@@ -89,54 +82,15 @@ class EvaluationRecord(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-class EvaluationFolder:
+class EvaluationFolder(RecordFolder[EvaluationConfig, EvaluationRecord]):
     """The files of one evaluation."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self._records_path = path / "records.jsonl"
-
-    def clear(self) -> None:
-        """Remove what an evaluation writes here, and nothing else."""
-        for name in _WRITTEN:
-            (self.path / name).unlink(missing_ok=True)
-
-    def open(self, config: EvaluationConfig) -> None:
-        """Start here, or make sure that what is here was started with the same configuration.
-
-        Raises `EvaluationError` naming every setting that differs.
-        """
-        self.path.mkdir(parents=True, exist_ok=True)
-        config_path = self.path / "config.json"
-        if not config_path.is_file():
-            config_path.write_bytes(msgspec.json.format(msgspec.json.encode(config)))
-            return
-        try:
-            found = msgspec.json.decode(config_path.read_bytes(), type=EvaluationConfig)
-        except msgspec.MsgspecError as error:
-            raise EvaluationError(f"{config_path}: {error}; --fresh starts over") from error
-        before, now = msgspec.to_builtins(found), msgspec.to_builtins(config)
-        differing = [f"{k} was {before[k]!r}, is {now[k]!r}" for k in now if before[k] != now[k]]
-        if differing:
-            raise EvaluationError(
-                f"{self.path} holds another evaluation: {'; '.join(differing)}. "
-                "Choose another --out, or --fresh to start over"
-            )
-
-    def read(self) -> list[EvaluationRecord]:
-        """The finished problems in the order they finished; drops a torn last line."""
-        if not self._records_path.is_file():
-            return []
-        lines = self._records_path.read_bytes()
-        whole = lines[: lines.rfind(b"\n") + 1]
-        if len(whole) < len(lines):
-            self._records_path.write_bytes(whole)
-        try:
-            return [msgspec.json.decode(x, type=EvaluationRecord) for x in whole.splitlines()]
-        except msgspec.MsgspecError as error:
-            raise EvaluationError(f"{self._records_path}: {error}; --fresh starts over") from error
-
-    def append(self, record: EvaluationRecord) -> None:
-        """Add a finished problem as one line."""
-        with self._records_path.open("ab") as file:
-            file.write(msgspec.json.encode(record) + b"\n")
+        super().__init__(
+            path,
+            EvaluationConfig,
+            EvaluationRecord,
+            job="evaluation",
+            error=EvaluationError,
+            written=("report.json", "table.md", "bars.png", "gallery.png"),
+        )

@@ -117,6 +117,7 @@ class Demo:
             ),
             self._lines.cca(),
             self._lines.clinic(),
+            self._lines.clinic_worker(),
         )
         stack.launch(*others)
         stack.start(zoom)

@@ -62,12 +62,13 @@ class StackPorts:
     rollout: int
     feeder: int
     trainer: int
+    clinic_worker: int
     clinic: int
 
     @classmethod
     def find(cls, clinic: int) -> "StackPorts":
         """Free ports; the clinic's is the wanted one or the next free."""
-        return cls(*free_ports(7), clinic=first_free_port(clinic))
+        return cls(*free_ports(8), clinic=first_free_port(clinic))
 
 
 def _url(port: int) -> str:
@@ -165,15 +166,27 @@ class CommandLines:
         """Rewards and consensus."""
         return self._service("cca", self.ports.cca)
 
-    def clinic(self) -> ProcessSpec:
-        """The clinician-facing API."""
+    def clinic(self, calibration: Path | None = None) -> ProcessSpec:
+        """The clinician-facing API; with the calibration of the policy served, if it has one."""
+        calibrated = () if calibration is None else ("--calibration", str(calibration))
         return self._service(
             "clinic",
             self.ports.clinic,
             *self._agent_flags,
+            *calibrated,
             *("--blob-url", str(self.paths.blobs)),
             *("--database", str(self.paths.database)),
+            *("--redis-url", self.redis_url),
             tier=Tier.WORKER,
+        )
+
+    def clinic_worker(self) -> ProcessSpec:
+        """Works on the items of the clinic's jobs."""
+        return self._looping(
+            "clinic-worker",
+            self.ports.clinic_worker,
+            Restart.ALWAYS,
+            *("--clinic-url", self.clinic_url),
         )
 
     # -- training -----------------------------------------------------------------------------

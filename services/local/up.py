@@ -29,6 +29,12 @@ def shipped_checkpoint() -> Path:
     raise StackError(f"{TINY} holds no checkpoint; give one with --model")
 
 
+def calibration_of(checkpoint: Path) -> Path | None:
+    """What `medvr clinic calibrate` found for a checkpoint, if it lies beside the weights."""
+    path = checkpoint / "calibration.json"
+    return path if path.is_file() else None
+
+
 def up(settings: UpSettings, console: Console) -> None:
     """Start, print how to use it, serve until interrupted. Raises `StackError`, `WeightsError`."""
     checkpoint = (settings.model or shipped_checkpoint()).resolve()
@@ -49,7 +55,8 @@ def up(settings: UpSettings, console: Console) -> None:
                 threads=settings.threads,
             ),
             lines.cca(),
-            lines.clinic(),
+            lines.clinic(calibration_of(checkpoint)),
+            lines.clinic_worker(),
         ]
         stack.launch(*services)
         stack.start(zoom)

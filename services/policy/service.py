@@ -133,6 +133,7 @@ class PolicyService:
             model=manifest.name,
             run=serving.run,
             version=serving.version,
+            weights_sha256=serving.sha256,
             channel=None if self._settings.channel == "none" else self._settings.channel,
             entropy_mode="exact" if self._settings.entropies else "off",
             tools=manifest.tools,
@@ -141,6 +142,7 @@ class PolicyService:
             min_side_px=manifest.min_side_px,
             max_turns=manifest.max_turns,
             max_model_len_tokens=self._engine.max_model_len,
+            max_images=self._settings.max_images,
             max_entropy_tokens=MAX_ENTROPY_TOKENS,
             vllm_version=vllm_version,
         )

@@ -37,6 +37,7 @@ from shared.weights import (
     decode_pointer,
     read_policy_manifest,
     verify_version,
+    weights_sha256,
 )
 
 if TYPE_CHECKING:
@@ -55,17 +56,19 @@ class ServedWeights:
     version: int
     path: str
     manifest: PolicyManifest
+    sha256: str | None
+    """`weights_sha256` of the folder; None for a checkpoint that is named on a hub."""
 
 
 def first_weights(model: str) -> ServedWeights:
     """What the server starts with: version 0 of run `base`, or the published version it is."""
     folder = Path(model)
     manifest = read_policy_manifest(folder)
-    published = folder / VERSION_MANIFEST
+    published, sha256 = folder / VERSION_MANIFEST, weights_sha256(folder)
     if not published.is_file():
-        return ServedWeights(BASE_RUN, 0, model, manifest)
+        return ServedWeights(BASE_RUN, 0, model, manifest, sha256)
     version = msgspec.json.decode(published.read_bytes(), type=VersionManifest)
-    return ServedWeights(version.run, version.version, model, manifest)
+    return ServedWeights(version.run, version.version, model, manifest, sha256)
 
 
 def _tensor_shapes(folder: Path) -> Counter[tuple[int, ...]]:
@@ -152,7 +155,8 @@ class WeightsFollower:
         where = f"{pointer.run}/{pointer.version}"
         try:
             manifest, seat = await self._prepare(pointer, folder)
-            new = ServedWeights(pointer.run, pointer.version, str(folder), manifest)
+            sha256 = weights_sha256(folder)
+            new = ServedWeights(pointer.run, pointer.version, str(folder), manifest, sha256)
             await self.swap(new, seat)
         except Exception as error:
             self._refused = (pointer, time.monotonic())

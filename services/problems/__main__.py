@@ -10,10 +10,11 @@ from shared.service.settings import positive
 PHANTOM_SETS: dict[str, tuple[str, int]] = {
     "brain-train": ("brain", 0),
     "brain-test": ("brain", 1),
+    "brain-calibration": ("brain", 3),
     "retina-test": ("retina", 1),
     "ct-test": ("ct", 1),
 }
-"""Modality and seed of each phantom set; no seed is shared by training and test."""
+"""Modality and seed of each phantom set; training, test and calibration share no seed."""
 
 PROBE_SEED = 2
 """Of the brain phantoms a base is measured on: in neither training nor test."""

@@ -26,9 +26,7 @@ from services.rollout.order import ProblemOrder
 from services.rollout.settings import FeederSettings
 from services.rollout.task import (
     RolloutTask,
-    create_celery,
-    groups_on_the_way,
-    queue_key,
+    queue_of,
     send_task,
 )
 from shared.errors import MedvrError
@@ -100,7 +98,7 @@ class Feeder:
             num_fed += 1
         self._look_for_lost()
         self._metrics.outstanding.set(self._stream.outstanding())
-        self._metrics.queue_depth.set(self._stream.client.llen(queue_key(self._stream.run)))
+        self._metrics.queue_depth.set(self._stream.client.llen(queue_of(self._stream.run).list_key))
         return num_fed
 
     def close(self) -> int:
@@ -163,7 +161,7 @@ class Feeder:
             return
         self._looked_at = self._clock()
         run, client = self._stream.run, self._stream.client
-        missed = self._stream.unreturned() - groups_on_the_way(client, run)
+        missed = self._stream.unreturned() - queue_of(run).ids_on_the_way(client)
         lost = missed & self._missed
         self._missed = missed - lost
         if lost:
@@ -187,7 +185,7 @@ def run_feeder(settings: FeederSettings, stop: threading.Event) -> None:
 
     with (
         stream.client,
-        create_celery(settings.run, settings.redis_url) as app,
+        queue_of(settings.run).celery(settings.redis_url) as app,
         probe_server(
             "feeder", settings.probe_host, settings.probe_port, registry, {"redis": redis_answers}
         ),

@@ -19,19 +19,19 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import redis
-from celery import Celery, Task, signals
+from celery import Celery
 from celery.exceptions import Reject
 
 from services.rollout.attempt import RolloutFailed, Services, make_group_with_retries
-from services.rollout.consumer import guarded_consumer
 from services.rollout.metrics import RolloutMetrics
-from services.rollout.renewal import Renewal
 from services.rollout.settings import RolloutSettings
 from services.rollout.task import TASK_NAME, RolloutTask, decode_task
 from shared.errors import PayloadError
 from shared.service.logs import places_of
 from shared.stream import RunStream
 from shared.trajectory import TrajectoryGroup, encode_group
+from shared.work_queue.renewal import Renewal
+from shared.work_queue.worker import take_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -210,31 +210,13 @@ def work(
     renewal: Renewal,
 ) -> int:
     """Take tasks until SIGTERM or SIGINT; running groups then go back to the queue at once."""
-
-    def roll_out(task: Task, *args: object, **kwargs: object) -> None:
-        payload = args[0] if len(args) == 1 and not kwargs else (args, kwargs)
-        with renewal.held(task.request.properties["delivery_tag"]):
-            deliveries.handle(payload, str(task.request.id or ""))
-
-    app.task(roll_out, name=TASK_NAME, bind=True)
-
-    def on_shutdown(**_: object) -> None:
-        loop.interrupt()
-
-    def keep_logs(**_: object) -> None:
-        """A receiver of this signal keeps Celery from setting up logs of its own."""
-
-    signals.worker_shutting_down.connect(on_shutdown, weak=False)
-    signals.setup_logging.connect(keep_logs, weak=False)
-    worker = app.Worker(
-        pool_cls="threads",
-        consumer_cls=guarded_consumer(deliveries.set_aside),
+    return take_tasks(
+        app,
+        TASK_NAME,
+        deliveries.handle,
+        deliveries.set_aside,
+        renewal,
+        on_stop=loop.interrupt,
         concurrency=settings.concurrency,
-        loglevel=settings.log_level,
-        without_gossip=True,
-        without_mingle=True,
-        without_heartbeat=True,
-        quiet=True,
+        log_level=settings.log_level,
     )
-    worker.start()
-    return int(worker.exitcode or 0)

@@ -16,6 +16,7 @@ from typing import Annotated, TypeVar
 from fastapi import FastAPI, Query, Request, Response
 from prometheus_client import CollectorRegistry, Counter
 
+from services.zoom.blank import blank
 from services.zoom.crop import check_request, render
 from services.zoom.formats import (
     CanonicalOriginal,
@@ -30,6 +31,8 @@ from services.zoom.sandbox import Sandbox
 from services.zoom.settings import ZoomSettings
 from services.zoom.wire import bad_box_response, blob_headers, is_unmodified
 from shared.api.zoom import (
+    BlankRequest,
+    BlankResponse,
     CropRequest,
     CropResponse,
     ImageFacts,
@@ -45,6 +48,7 @@ from shared.service.bodies import json_body, model_response, parse_body, read_bo
 T = TypeVar("T")
 
 MAX_CROP_REQUEST_BYTES = 16_384
+MAX_BLANK_REQUEST_BYTES = 131_072
 _NO_BLOB = "0" * 64
 
 
@@ -75,6 +79,7 @@ class Zoom:
             "medvr_zoom_ingests", "Files taken in.", ["format"], registry=registry
         )
         crops = Counter("medvr_zoom_crops", "Crop requests.", ["outcome"], registry=registry)
+        self._blanks = Counter("medvr_zoom_blanks", "Regions blanked.", registry=registry)
         self._remembered = crops.labels("remembered")
         self._rendered = crops.labels("rendered")
         self._bad_boxes = crops.labels("bad_box")
@@ -133,6 +138,15 @@ class Zoom:
         if len(self._answers) > self._settings.cache_crops:
             self._answers.popitem(last=False)
         return answer
+
+    async def blank(self, request: BlankRequest) -> BlankResponse:
+        """A new original without a region. Raises `ApiProblem`."""
+        original = await self._originals.get(request.image)
+        blanked = await self._in_thread(
+            partial(blank, request, original, self._blobs, self._settings.max_blank_pixels)
+        )
+        self._blanks.inc()
+        return blanked
 
     async def facts(self, image: str) -> ImageFacts:
         """Size and colours of an original. Raises `ApiProblem` 404."""
@@ -197,7 +211,7 @@ def create_app(settings: ZoomSettings, registry: CollectorRegistry | None = None
 
 
 def add_routes(app: FastAPI, zoom: Zoom, max_upload_bytes: int) -> None:
-    """`/v1/images` and `/v1/crops`."""
+    """`/v1/images`, `/v1/crops` and `/v1/blanks`."""
 
     async def on_bad_box(_: Request, error: Exception) -> Response:
         assert isinstance(error, BadBox)
@@ -212,6 +226,10 @@ def add_routes(app: FastAPI, zoom: Zoom, max_upload_bytes: int) -> None:
 
     async def crop(request: Request) -> Response:
         return await zoom.crop(await read_body(request, MAX_CROP_REQUEST_BYTES))
+
+    async def blank(request: Request) -> Response:
+        body = await read_body(request, MAX_BLANK_REQUEST_BYTES)
+        return model_response(await zoom.blank(parse_body(body, BlankRequest)))
 
     async def image(image: str, request: Request) -> Response:
         return await zoom.blob_response(image, request)
@@ -234,6 +252,12 @@ def add_routes(app: FastAPI, zoom: Zoom, max_upload_bytes: int) -> None:
         responses={200: {"model": CropResponse}},
         openapi_extra=json_body(CropRequest),
     )(crop)
+    app.post(
+        "/v1/blanks",
+        summary="An original without a region, filled from its border",
+        responses={200: {"model": BlankResponse}},
+        openapi_extra=json_body(BlankRequest),
+    )(blank)
     app.get("/v1/images/{image}", summary="An original as PNG", response_class=Response)(image)
     app.get("/v1/images/{image}/facts", summary="Size and colours of an original")(facts)
     app.get("/v1/crops/{crop}", summary="A crop as PNG", response_class=Response)(crop_png)

@@ -20,6 +20,8 @@ class ZoomSettings(ServiceSettings):
     """Largest file that is taken in."""
     max_pixels: int = Field(default=64_000_000, ge=1)
     """Most pixels (rows × columns) of an original or a shown crop; checked before decoding."""
+    max_blank_pixels: int = Field(default=4_000_000, ge=1)
+    """Most pixels (rows × columns) that a region to be blanked may span; 33 bytes each."""
     cache_bytes: int = Field(default=256 * 2**20, ge=0)
     """Memory for decoded originals; the least recently used go first."""
     cache_crops: int = Field(default=4096, ge=0)

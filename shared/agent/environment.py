@@ -79,6 +79,11 @@ class OpenedProblem:
     limits: ViewLimits
     text_before: str
     text_after: str
+    history: Sequence[Segment] = ()
+    """What follows the first question of a conversation: turns, what they were shown, further
+    questions, up to the policy's next turn."""
+    history_sizes: Sequence[ImageSize] = ()
+    """Of the images in it."""
     prompt: list[Span] | None = None
 
     @property
@@ -88,6 +93,7 @@ class OpenedProblem:
             TextSegment(text=self.text_before),
             ImageSegment(image=self.view),
             TextSegment(text=self.text_after),
+            *self.history,
         ]
 
 

@@ -224,7 +224,7 @@ class _Episode:
             return
         token_ids = response.segment_token_ids[-len(self._pending) :]
         if not self.turns:
-            sizes = [self._opened.view_size]
+            sizes = [self._opened.view_size, *self._opened.history_sizes]
             spans = self._transcript.add_answered(self._pending, token_ids, sizes)
             if self._opened.prompt is None:
                 self._opened.prompt = spans

@@ -75,6 +75,12 @@ def prompt_after_image(question: str, options: Sequence[str]) -> str:
     return f"{body}<|im_end|>\n<|im_start|>assistant\n"
 
 
+def next_question(question: str, options: Sequence[str]) -> str:
+    """Closes the policy's answer and asks a further question about the same image."""
+    body = f"{question}{format_options(options)}{INSTRUCTION_TEXT}"
+    return f"<|im_end|>\n<|im_start|>user\n{body}<|im_end|>\n<|im_start|>assistant\n"
+
+
 def observation_before_image() -> str:
     """Closes the policy's turn and opens the tool response."""
     return "<|im_end|>\n<|im_start|>user\n<tool_response>"
@@ -89,6 +95,14 @@ def observation_after_image(bbox_2d: Sequence[float]) -> str:
     """From the crop to the start of the policy's next turn; `bbox_2d` as the model wrote it."""
     return (
         f" zoomed view of {format_bbox(bbox_2d)}</tool_response><|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def observation_without_image() -> str:
+    """The observation to an earlier question, when there is no room to show its crop again."""
+    return (
+        f"{observation_before_image()}no longer shown</tool_response>"
+        "<|im_end|>\n<|im_start|>assistant\n"
     )
 
 

@@ -1,9 +1,12 @@
 """What a case tells while it runs: the `data` of `GET /v1/cases/{id}/events`.
 
 A stream is `started`, then of every trajectory `turn` (with `uncertainty` and `zoom` where it
-called the tool) until its `trajectory`, then `answer` or `error`, then `done`, which is always
-last. A case that is begun again tells `started` again; what it told before is then void. Boxes
-are in original-image pixels, entropies in nats.
+called the tool) until its `trajectory`, then `verification` where it was asked for, then `answer`
+or `error`, then `done`, which is always last. A case that is begun again tells `started` again;
+what it told before is then void. Boxes are in original-image pixels, entropies in nats.
+
+While a case may still come to withhold its answer, and after it did, `thought` and `answer` of
+its events are empty, unless the stream is asked to show what is withheld.
 """
 
 from typing import Literal
@@ -11,6 +14,7 @@ from typing import Literal
 from pydantic import Field
 
 from shared.api.base import SHA256_PATTERN, WireModel
+from shared.api.case_result import Blanked
 from shared.api.clinic import AbstentionReason, CaseStatus, Coordinates
 from shared.api.zoom import WireBox
 
@@ -83,6 +87,16 @@ class TrajectoryEvent(WireModel):
     num_turns: int
 
 
+class VerificationEvent(WireModel):
+    """The question is being asked again without a region, or has been."""
+
+    event: Literal["verification"] = "verification"
+    blanked: Blanked
+    state: Literal["asking", "asked"]
+    changed: bool | None = None
+    """Whether the majority gave another answer; null while it is being asked."""
+
+
 class AnswerEvent(WireModel):
     """What the trajectories say together: an answer, or why none is given."""
 
@@ -92,6 +106,10 @@ class AnswerEvent(WireModel):
     option_text: str | None = None
     abstention: AbstentionReason | None = None
     agreement: float | None = None
+    confidence: float | None = None
+    """The calibrated probability that the answer is right; null where it is not known."""
+    supported: bool | None = None
+    """By the evidence shown; null unless that was verified."""
 
 
 class ErrorEvent(WireModel):
@@ -115,6 +133,7 @@ CaseEvent = (
     | UncertaintyEvent
     | ZoomEvent
     | TrajectoryEvent
+    | VerificationEvent
     | AnswerEvent
     | ErrorEvent
     | DoneEvent

@@ -128,6 +128,18 @@ class ConsensusOutcome(StrEnum):
     """The modal answer names no option (or neither yes nor no): "I cannot tell". Abstain."""
 
 
+class AttemptConsensus(WireModel):
+    """One of the K trajectories beside the others."""
+
+    trajectory_id: str
+    answer: str | None
+    """Normalised; null if it gave none."""
+    agrees: bool
+    """Whether it is in T⁺: the outcome is `agreed` and this answer is the modal one."""
+    consensus_iou: float
+    """IoU(M_j, M̂); 0 when either is empty."""
+
+
 class ConsensusResponse(WireModel):
     """The modal answer and the region behind it."""
 
@@ -140,5 +152,7 @@ class ConsensusResponse(WireModel):
     """Normalised answer → count; unanswered ones are not in it."""
     shown_trajectory_id: str | None
     """The modal trajectory of highest IoU with the consensus."""
+    attempts: list[AttemptConsensus]
+    """In the order of the request."""
     consensus: ConsensusRegion
     heatmap: Heatmap | None = None

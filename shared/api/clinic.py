@@ -12,10 +12,20 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from shared.api.base import SHA256_PATTERN, WireModel
+from shared.api.case_result import (
+    CalibrationName,
+    CaseLinks,
+    CaseProvenance,
+    CaseVerification,
+    UnknownConfidence,
+)
 from shared.api.headers import Deidentification, ImageHeader
-from shared.api.zoom import AppliedRendering, WireBox
+from shared.api.zoom import AppliedRendering, AppliedWindow, WireBox
 
 RESEARCH_NOTICE = "Research use only. Not a medical device."
+
+KEY_OUTSTANDING = "A request is outstanding for this Idempotency-Key"
+"""Title of the problem that is answered to a repetition while the first is at work."""
 
 MAX_TRAJECTORIES = 16
 MAX_CHOICES = 26
@@ -28,7 +38,7 @@ class CaseStatus(StrEnum):
     RUNNING = "running"
     ANSWERED = "answered"
     ABSTAINED = "abstained"
-    """The trajectories do not agree; `abstention` says how."""
+    """No answer is given; `abstention` says why."""
     FAILED = "failed"
     """No statement about the image was reached; `failure` says why."""
     CANCELLED = "cancelled"
@@ -44,6 +54,10 @@ class AbstentionReason(StrEnum):
     """No trajectory gave an answer."""
     UNCOMMITTED = "uncommitted"
     """The most frequent answer commits to none of the choices."""
+    LOW_CONFIDENCE = "low_confidence"
+    """Its confidence is below the clinic's threshold: the answer is withheld."""
+    UNSUPPORTED = "unsupported"
+    """It is not supported by the evidence shown (`verification`): the answer is withheld."""
 
 
 class CaseFailure(WireModel):
@@ -97,6 +111,12 @@ class CaseSettings(WireModel):
     temperature: float
     """1 for K > 1 (independent samples), 0 for K = 1 (greedy)."""
     max_turn_tokens: int
+    verify: bool = False
+    """Ask again with the evidence blanked, and with as much area elsewhere blanked."""
+    abstain_below: float = Field(default=0.0, ge=0.0, le=1.0)
+    """An answer whose confidence is known and below this is withheld."""
+    withhold_unsupported: bool = False
+    """Withhold an answer that verification finds unsupported."""
 
 
 class CasePolicy(WireModel):
@@ -149,10 +169,16 @@ class CaseEvidence(WireModel):
     index: int
     turn: int
     """Index of the turn that asked for it."""
+    text_before: str = ""
+    """What the policy wrote before the call, in the same turn, unedited."""
     box: WireBox
     """As cropped, original pixels, half-open."""
     box_normalised: Coordinates
     """[x1, y1, x2, y2] as fractions of the image's width and height."""
+    frame: int | None = None
+    """Of the file, from 1; null in a case of an earlier version."""
+    windows: list[AppliedWindow] = []
+    """By which grey values became the levels that were cropped; none where they were levels."""
     crop: str = Field(pattern=SHA256_PATTERN)
     crop_url: str
     crop_width_px: int
@@ -177,6 +203,12 @@ class CaseAttempt(WireModel):
     num_turns: int
     boxes: list[WireBox]
     """As cropped, original pixels."""
+    agrees: bool | None = None
+    """Whether it gave the answer of the case; null in a case of an earlier version."""
+    consensus_iou: float | None = None
+    """IoU of its boxes with the consensus region; 0 when either is empty."""
+    answer_token_probability: float | None = None
+    """exp of the mean log-probability of the tokens of its answer; null without an answer."""
 
 
 class CaseConsensus(WireModel):
@@ -195,6 +227,38 @@ class CaseConsensus(WireModel):
     heatmap_max_count: int
 
 
+class DropReason(StrEnum):
+    """Why an earlier question is not in a follow-up's prompt."""
+
+    CONTEXT_FULL = "context_full"
+    """The policy's context has no room for it."""
+    OTHER_VIEW = "other_view"
+    """The policy was shown the image at another size then: its boxes would name other places."""
+
+
+class ContextCase(WireModel):
+    """An earlier case in the prompt: its question, and the turns of its shown trajectory."""
+
+    case_id: str
+    num_crops_shown: int
+    num_crops_dropped: int
+    """For want of room; a text said that they had been shown."""
+
+
+class DroppedCase(WireModel):
+    """An earlier case that is not in the prompt."""
+
+    case_id: str
+    reason: DropReason
+
+
+class CaseContext(WireModel):
+    """What of the conversation before a follow-up the policy was shown; oldest first."""
+
+    shown: list[ContextCase]
+    dropped: list[DroppedCase]
+
+
 class CaseTimings(WireModel):
     """Seconds per stage; a stage that was not reached took 0."""
 
@@ -206,6 +270,10 @@ class CaseTimings(WireModel):
     trajectories_s: float = 0.0
     """All K, side by side."""
     consensus_s: float = 0.0
+    evidence_blanked_s: float = 0.0
+    """Verification: asking again without the evidence."""
+    elsewhere_blanked_s: float = 0.0
+    """Verification: asking again without a region elsewhere."""
     total_s: float = 0.0
     """The stages together; of a repeated attempt, its own and the ingest."""
 
@@ -224,12 +292,31 @@ class Case(WireModel):
     image: CaseImage
     subject: CaseSubject = CaseSubject()
     settings: CaseSettings
+    follows: str | None = None
+    """The case whose conversation this question goes on with; null for a first question."""
+    follow_ups: list[str] = []
+    """The cases that go on from this one, oldest first."""
+    context: CaseContext | None = None
+    """Of a follow-up that was answered or abstained: what of the conversation was shown."""
     answer: str | None = None
-    """The letter where there are choices, else the shown trajectory's words; null unless
-    answered."""
+    """The letter where there are choices, else the shown trajectory's words; null unless answered,
+    or withheld and asked for."""
     option_text: str | None = None
     """The text of the choice that was picked."""
+    option_probability: float | None = None
+    """Share of the K trajectories that picked it; null for an open question."""
+    option_probabilities: dict[str, float] = {}
+    """Of every choice, by letter; trajectories that picked none are missing from the sum."""
+    confidence: float | None = None
+    """The calibrated probability that the answer is right; null where it is not known."""
+    confidence_unknown: UnknownConfidence | None = None
+    """Why it is not."""
+    calibration: CalibrationName | None = None
+    """What the confidence comes from."""
     abstention: AbstentionReason | None = None
+    is_withheld: bool = False
+    """There is an answer, and it is left out here with all that gives it away: votes and shares,
+    the words of turns and attempts. `links.withheld` shows it."""
     failure: CaseFailure | None = None
     shown_trajectory_id: str | None = None
     """The agreeing trajectory of highest IoU with the consensus; `turns` and `evidence` are its."""
@@ -239,10 +326,19 @@ class Case(WireModel):
     """Share of the K trajectories that gave the modal answer."""
     votes: dict[str, int] = {}
     """Normalised answer → number of trajectories."""
+    mean_answer_token_probability: float | None = None
+    """Mean of the agreeing attempts' `answer_token_probability`."""
     consensus: CaseConsensus | None = None
+    consensus_iou: float | None = None
+    """Of the trajectory shown."""
+    verification: CaseVerification | None = None
+    """Null unless it was asked for and there was an answer to verify."""
     attempts: list[CaseAttempt] = []
     policy: CasePolicy | None = None
+    provenance: CaseProvenance | None = None
     timings: CaseTimings = CaseTimings()
+    links: CaseLinks | None = None
+    """Always there where a case is sent."""
 
 
 class CaseSummary(WireModel):
@@ -255,7 +351,20 @@ class CaseSummary(WireModel):
     question: str
     answer: str | None = None
     option_text: str | None = None
+    abstention: AbstentionReason | None = None
     agreement: float | None = None
+    confidence: float | None = None
+
+
+class FollowUp(WireModel):
+    """`POST /v1/cases/{id}/follow-ups`: a further question about the image of a case."""
+
+    question: str = Field(examples=["Is it on the left?"])
+    choices: list[str] = Field(default=[], examples=[["yes", "no"]])
+    k: int | None = Field(default=None, examples=[5])
+    """Number of trajectories."""
+    seed: int | None = Field(default=None, examples=[7])
+    """Makes the case repeatable."""
 
 
 class CasePage(WireModel):

@@ -8,7 +8,7 @@ later turn sends it again it is again an image segment, never ids.
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from shared.api.base import SHA256_PATTERN, WireModel
 
@@ -118,6 +118,21 @@ class WirePixelLimits(WireModel):
     max_pixels: int
 
 
+class TokenizeRequest(WireModel):
+    """`POST /tokenize`, a route of vLLM's own: how many tokens a text is."""
+
+    prompt: str = Field(min_length=1, max_length=200_000)
+    add_special_tokens: bool = False
+
+
+class TokenizeResponse(WireModel):
+    """The part of vLLM's answer that is used."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    count: int
+
+
 class PolicyDescription(WireModel):
     """`GET /medvr/v1/policy`: what is served and what a caller must know to use it."""
 
@@ -126,6 +141,8 @@ class PolicyDescription(WireModel):
     run: str
     """Training run the weights come from; `base` before any swap."""
     version: int
+    weights_sha256: str | None
+    """Digest of the weights served, the same wherever they lie; null for a checkpoint on a hub."""
     channel: str | None
     """The weights channel this replica follows."""
     entropy_mode: Literal["exact", "off"]
@@ -136,5 +153,7 @@ class PolicyDescription(WireModel):
     min_side_px: int
     max_turns: int
     max_model_len_tokens: int
+    max_images: int
+    """Most images in one prompt."""
     max_entropy_tokens: int
     vllm_version: str

@@ -47,6 +47,7 @@ greatest to white."""
 MAX_INDEX = 2**31 - 1
 MAX_WINDOW = 1e9
 """Of centre and width, either way."""
+MAX_BLANK_RECTANGLES = 1024
 
 
 class RenderingRequest(WireModel):
@@ -165,3 +166,21 @@ class CropResponse(WireModel):
     image_width_px: int
     """Of the original."""
     image_height_px: int
+
+
+class BlankRequest(WireModel):
+    """`POST /v1/blanks`: an original without a region, to see what is concluded without it."""
+
+    image: str = Field(pattern=SHA256_PATTERN)
+    rectangles: list[WireBox] = Field(min_length=1, max_length=MAX_BLANK_RECTANGLES)
+    """The region: their union."""
+
+
+class BlankResponse(WireModel):
+    """A new original, by hash: the region is filled from its border, all else is as it was."""
+
+    image: str = Field(pattern=SHA256_PATTERN)
+    width_px: int
+    height_px: int
+    blanked_px: int
+    """Area of the region."""

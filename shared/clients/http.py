@@ -36,7 +36,7 @@ M = TypeVar("M", bound=BaseModel)
 DEFAULT_TIMEOUT = httpx.Timeout(120.0, connect=5.0)
 _POOL = httpx.Limits(max_connections=256, keepalive_expiry=30.0)
 _JSON = {"content-type": "application/json"}
-_TRANSIENT_STATUSES = frozenset({408, 429, 502, 503, 504})
+TRANSIENT_STATUSES = frozenset({408, 429, 502, 503, 504})
 _BROKEN_CONNECTION = (
     httpx.ConnectError,
     httpx.ConnectTimeout,
@@ -88,6 +88,14 @@ def read_problem(response: httpx.Response) -> Problem:
         title=str(members.get("title", f"HTTP {response.status_code}")),
         detail=str(members.get("detail", response.reason_phrase)),
         reason=None if reason is None else str(reason),
+    )
+
+
+def misfit_of(error: ValidationError) -> str:
+    """Which members of a response do not fit, and how; never what they hold."""
+    return "; ".join(
+        f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}"
+        for e in error.errors(include_input=False, include_url=False)[:4]
     )
 
 
@@ -171,13 +179,8 @@ class HttpBoundary:
         try:
             return response_type.model_validate_json(body)
         except ValidationError as error:
-            fields = "; ".join(
-                f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}"
-                for e in error.errors(include_input=False, include_url=False)[:4]
-            )
-            raise self.error(
-                f"response is no {response_type.__name__} ({fields})", is_transient=False
-            ) from error
+            message = f"response is no {response_type.__name__} ({misfit_of(error)})"
+            raise self.error(message, is_transient=False) from error
 
     def error(
         self, message: str, *, is_transient: bool, status: int | None = None
@@ -191,7 +194,7 @@ class HttpBoundary:
         status = response.status_code
         return self.error(
             f"{status} {problem.title}: {problem.detail}",
-            is_transient=status in _TRANSIENT_STATUSES,
+            is_transient=status in TRANSIENT_STATUSES,
             status=status,
         )
 

@@ -21,6 +21,8 @@ from shared.api.policy import (
     GenerateRequest,
     GenerateResponse,
     PolicyDescription,
+    TokenizeRequest,
+    TokenizeResponse,
 )
 from shared.clients.http import HttpBoundary, Retries
 from shared.errors import PolicyError
@@ -101,6 +103,11 @@ class PolicyClient:
     async def entropy(self, request: EntropyRequest) -> EntropyResponse:
         """Score a given continuation under the policy."""
         return await self._http.post("/medvr/v1/entropy", request, EntropyResponse)
+
+    async def count_tokens(self, text: str) -> int:
+        """How many tokens a text is; special tokens are recognised, none is added."""
+        request = TokenizeRequest(prompt=text)
+        return (await self._http.post("/tokenize", request, TokenizeResponse)).count
 
     async def describe(self) -> PolicyDescription:
         """What is served, and what a caller must know to use it."""

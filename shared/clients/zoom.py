@@ -12,6 +12,8 @@ from urllib.parse import urlencode
 import httpx
 
 from shared.api.zoom import (
+    BlankRequest,
+    BlankResponse,
     CropRequest,
     CropResponse,
     ImageFacts,
@@ -80,6 +82,13 @@ class ZoomClient:
                 raise BadBox(BadBoxReason(problem.reason), problem.detail)
             raise self._http.error_of(response)
         return self._http.decode(response, CropResponse)
+
+    async def blank(self, request: BlankRequest) -> BlankResponse:
+        """Store an original without a region, filled from its border."""
+        response = await self._http.of(request.image).send(
+            "POST", "/v1/blanks", content=encode(request), headers=_JSON
+        )
+        return self._http.decode(response, BlankResponse)
 
     async def crop_bytes(self, crop: str) -> bytes:
         """The PNG of a crop."""

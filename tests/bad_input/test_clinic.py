@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.bad_input.cases import BadRequest, check, send
+from tests.bad_input.cases import BadRequest, check, json_of, send
 from tests.clinic.pictures import picture, png
 from tests.processes import Process, running
 from tests.zoom.files import deflate_bomb, png_claiming, rle_bomb
@@ -36,6 +36,15 @@ def body_case(name: str, content_type: str, content: bytes, status: int, *says: 
 
 def get_case(name: str, path: str, status: int, *says: str, method: str = "GET") -> BadRequest:
     return BadRequest(name, path, b"", status, says, method=method, headers={})
+
+
+FEEDBACK = {"verdict": "corrected", "role": "student", "corrected_answer": "ring"}
+BOX = {"x1": 0, "y1": 0, "x2": 9}
+
+
+def feedback_case(name: str, status: int, *says: str, **changes: Any) -> BadRequest:
+    body = json_of(FEEDBACK, **changes)
+    return BadRequest(name, "/v1/cases/no-such-id/feedback", body, status, says)
 
 
 MULTIPART = "multipart/form-data; boundary=b"
@@ -116,6 +125,16 @@ CASES = [
     get_case("a page after nobody", "/v1/cases?before=nobody", 404, "nobody"),
     get_case("a page of none", "/v1/cases?limit=0", 422, "query.limit", "greater than or equal"),
     get_case("a page of a word", "/v1/cases?limit=all", 422, "query.limit", "valid integer"),
+    feedback_case("feedback on an unknown case", 404, "no case no-such-id"),
+    feedback_case("a verdict nobody knows", 422, "body.verdict", "'agree'", verdict="fine"),
+    feedback_case("feedback from nobody", 422, "body.role: Field required", role=...),
+    feedback_case("a box of three sides", 422, "corrected_box.y2", corrected_box=BOX),
+    feedback_case("half a pixel", 422, "corrected_box.y2", corrected_box=BOX | {"y2": 0.5}),
+    feedback_case("a version before the first", 422, "body.replaces", replaces=-1),
+    feedback_case("a version of fifty digits", 422, "body.replaces", replaces=10**50),
+    feedback_case("a novel", 422, "body.note", "at most 2000 characters", note="x" * 2001),
+    feedback_case("misspelt feedback", 422, "body.verdikt", verdikt="agree"),
+    get_case("the feedback on an unknown case", "/v1/cases/x/feedback", 404, "no case x"),
     get_case("deleting the cases", "/v1/cases", 405, "DELETE is not accepted", method="DELETE"),
     get_case("a file beside the viewer's", "/static/..%2fapp.py", 404, "nothing is served"),
 ]

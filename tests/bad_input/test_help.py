@@ -12,7 +12,15 @@ HEAVY = {
     "celery", "fastapi", "fsspec", "httpx", "matplotlib", "numpy", "PIL", "pyarrow", "pydicom",
     "redis", "rich", "sqlalchemy", "torch", "transformers", "uvicorn", "vllm",
 }  # fmt: skip
-LINES = [*COMMANDS, "local up", "local demo", "local status", "local down", "problems phantoms"]
+LINES = [
+    *COMMANDS,
+    "local up",
+    "local demo",
+    "local status",
+    "local down",
+    "problems phantoms",
+    "clinic export-feedback",
+]
 PROBE = """
 import sys
 sys.argv = ["medvr", *{line!r}.split(), "--help"]

@@ -115,10 +115,12 @@ def with_picture(form: dict[str, Any]) -> None:
 
     Other fields than the form's own, which the document allows and the clinic does not, go.
     """
-    if isinstance(form.get("image"), str) and form.get("question"):
-        for name in set(form) - {"image", "question", "choices", "k", "seed"}:
+    many = isinstance(form.get("images"), list)
+    if (many or isinstance(form.get("image"), str)) and form.get("question"):
+        picture = "images" if many else "image"
+        for name in set(form) - {picture, "question", "choices", "k", "seed", "verify"}:
             del form[name]
-        form["image"] = PICTURE
+        form[picture] = [PICTURE] * len(form["images"]) if many else PICTURE
         if type(form.get("k")) is int:
             form["k"] %= 20
 
@@ -131,8 +133,9 @@ def test_zoom_answers_as_its_document_says(tmp_path: Path, free_port: Callable[[
     with clean("zoom", free_port(), tmp_path, "--blob-url", str(tmp_path / "blobs")) as server:
         answer = httpx.post(f"{server.url}/v1/images", content=PICTURE, trust_env=False)
         num_sent = exercise(f"{server.url}/openapi.json", known_image(answer.json()["image"]))
-    assert len(num_sent) == 7
+    assert len(num_sent) == 8
     assert num_sent["POST /v1/crops"] >= 25
+    assert num_sent["POST /v1/blanks"] >= 25
 
 
 def test_the_scorer_answers_as_its_document_says(
@@ -162,7 +165,7 @@ def test_the_policy_answers_as_its_document_says(policy_server: RunningPolicy) -
 
 
 def test_the_clinic_answers_as_its_document_says(
-    policy_server: RunningPolicy, tmp_path: Path, free_port: Callable[[], int]
+    policy_server: RunningPolicy, tmp_path: Path, free_port: Callable[[], int], valkey_url: str
 ) -> None:
     """Forms that fit carry a picture, so that they become cases which the real policy works."""
     blobs = ["--blob-url", policy_server.blob_url]
@@ -172,9 +175,12 @@ def test_the_clinic_answers_as_its_document_says(
     ):
         flags = ["--zoom-url", zoom.url, "--cca-url", cca.url, "--policy-url", policy_server.url]
         flags += ["--database", str(tmp_path / "clinic.sqlite"), "--max-turn-tokens", "16"]
+        flags += ["--redis-url", valkey_url]
         with clean("clinic", free_port(), tmp_path, *blobs, *flags) as server:
             num_sent = exercise(f"{server.url}/openapi.json", with_picture)
             cases = httpx.get(f"{server.url}/v1/cases", trust_env=False).json()["cases"]
+            jobs = httpx.get(f"{server.url}/v1/jobs", trust_env=False).json()["jobs"]
     assert num_sent["POST /v1/cases"] >= 25
-    assert len(num_sent) == 11
+    assert len(num_sent) == 19
     assert cases, "some forms were asked"
+    assert jobs, "some of many questions were, too"

@@ -17,9 +17,8 @@ from services.rollout.task import (
     MAX_TASK_BYTES,
     TASK_NAME,
     RolloutTask,
-    create_celery,
     encode_task,
-    queue_key,
+    queue_of,
     send_task,
 )
 from shared.stream import Fate
@@ -137,7 +136,7 @@ class Line:
         self.wait_for(lambda: self.company.stream.length() == before + 1)
         client = self.company.stream.client
         self.wait_for(lambda: client.hlen(f"medvr:run:{RUN}:celery:unacked") == 0)
-        assert client.llen(queue_key(RUN)) == 0
+        assert client.llen(queue_of(RUN).list_key) == 0
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +148,7 @@ def line(
         client.flushall()
     with (
         gather_company(folder, _valkey_server, free_port) as company,
-        create_celery(RUN, _valkey_server) as app,
+        queue_of(RUN).celery(_valkey_server) as app,
     ):
         company.stream.open({}, 0)
         worker = company.start_worker(group_size=2)
@@ -190,7 +189,7 @@ def test_a_task_of_another_run_is_a_letter_and_changes_no_fate(line: Line) -> No
 def envelope(line: Line) -> dict[str, Any]:
     """A message as Celery puts it into Redis, taken from a queue that nobody reads."""
     line.app.send_task(TASK_NAME, ["{}"], queue="nobody", task_id="stray")
-    key = queue_key(RUN).replace(f"rollout.{RUN}", "nobody")
+    key = queue_of(RUN).list_key.replace(f"rollout.{RUN}", "nobody")
     return json.loads(line.company.stream.client.lpop(key))
 
 
@@ -212,7 +211,7 @@ def test_a_message_that_celery_cannot_read_is_a_letter(
 ) -> None:
     before, fates = line.num_letters(), line.company.stream.fates()
     message = json.dumps(envelope(line) | change)
-    line.company.stream.client.lpush(queue_key(RUN), message)
+    line.company.stream.client.lpush(queue_of(RUN).list_key, message)
     line.wait_for(lambda: line.num_letters() == before + 1)
 
     letter = line.last_letter()

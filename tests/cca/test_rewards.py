@@ -275,6 +275,9 @@ async def test_at_inference_the_modal_answer_brings_its_region(cca: CcaClient) -
     assert response.consensus.rectangles == [HERE]
     assert response.consensus.num_agreeing == 3
     assert response.shown_trajectory_id == "t1"
+    assert [a.answer for a in response.attempts] == ["A", "A", "A", "B", None]
+    assert [a.agrees for a in response.attempts] == [True, True, True, False, False]
+    assert [a.consensus_iou for a in response.attempts] == [400 / 600, 1.0, 1.0, 0.0, 0.0]
 
 
 async def test_at_inference_a_tie_abstains(cca: CcaClient) -> None:

@@ -19,6 +19,7 @@ from shared.api.policy import (
     ImageSegment,
     PolicyDescription,
     TextSegment,
+    TokenizeRequest,
     TokensSegment,
     WirePixelLimits,
     WireVersionSpan,
@@ -39,6 +40,8 @@ class Say:
     text: str
     words_nats: float = 0.25
     box_nats: float = 1.5
+    answer_logprob: float = -0.1
+    """Of every character between the tags of an answer; all others have -0.5."""
 
 
 def look(bbox_2d: list[int], thought: str = "look closer", **nats: float) -> Say:
@@ -47,9 +50,9 @@ def look(bbox_2d: list[int], thought: str = "look closer", **nats: float) -> Say
     return Say(f"<think>{thought}</think><tool_call>{call}</tool_call>", **nats)
 
 
-def answer(text: str, thought: str = "it is clear now") -> Say:
+def answer(text: str, thought: str = "it is clear now", logprob: float = -0.1) -> Say:
     """The end."""
-    return Say(f"<think>{thought}</think><answer>{text}</answer>")
+    return Say(f"<think>{thought}</think><answer>{text}</answer>", answer_logprob=logprob)
 
 
 @dataclass
@@ -59,8 +62,12 @@ class ScriptedPolicy:
     blobs: BlobStore
     plans: list[list[Say]] = field(default_factory=list)
     version: int = 7
+    weights_sha256: str | None = "a" * 64
+    sampling_version: int = 7
+    """Of the tokens; another than `version` after a swap."""
     fail_with: int | None = None
     url: str = ""
+    max_model_len_tokens: int = 65_536
     requests: list[GenerateRequest] = field(default_factory=list)
     release: threading.Event = field(default_factory=threading.Event)
     """Cleared: requests wait."""
@@ -73,8 +80,10 @@ class ScriptedPolicy:
     def rehearse(self, *plans: list[Say]) -> None:
         """The next cases' trajectories follow these plans, in turn."""
         self.plans, self.requests, self.fail_with = list(plans), [], None
+        self.weights_sha256, self.sampling_version = "a" * 64, self.version
         self._begun = self.num_entered = 0
         self.hold_after = None
+        self.max_model_len_tokens = 65_536
         self.release.set()
         self.entered.clear()
 
@@ -84,6 +93,7 @@ class ScriptedPolicy:
             model="scripted",
             run="rehearsal",
             version=self.version,
+            weights_sha256=self.weights_sha256,
             channel=None,
             entropy_mode="exact",
             tools=["zoom_in"],
@@ -91,7 +101,8 @@ class ScriptedPolicy:
             crop=CROP,
             min_side_px=28,
             max_turns=5,
-            max_model_len_tokens=65_536,
+            max_model_len_tokens=self.max_model_len_tokens,
+            max_images=8,
             max_entropy_tokens=512,
             vllm_version="none",
         )
@@ -117,11 +128,13 @@ class ScriptedPolicy:
             segment_token_ids=[self._ids(segment) for segment in request.segments],
             token_ids=token_ids,
             token_texts=["", *say.text],
-            sampled_logprobs=[-0.1] * len(token_ids),
+            sampled_logprobs=[-0.5, *_logprobs(say)],
             entropies_nats=[say.words_nats, *_entropies(say)],
             finish="stop",
             stop=re.findall("</tool_call>|</answer>", say.text)[-1],
-            version_spans=[WireVersionSpan(version=self.version, num_tokens=len(token_ids))],
+            version_spans=[
+                WireVersionSpan(version=self.sampling_version, num_tokens=len(token_ids))
+            ],
             num_cached_tokens=0,
         )
 
@@ -133,6 +146,13 @@ class ScriptedPolicy:
         width, height = Image.open(io.BytesIO(self.blobs.get(segment.image))).size
         pads = [_IMAGE_PAD] * ((width // 28) * (height // 28))
         return [_VISION_START, *pads, _VISION_END]
+
+
+def _logprobs(say: Say) -> list[float]:
+    """Per character."""
+    answer = re.search(r"<answer>(.*)</answer>", say.text)
+    inside = range(*answer.span(1)) if answer else range(0)
+    return [say.answer_logprob if i in inside else -0.5 for i in range(len(say.text))]
 
 
 def _entropies(say: Say) -> list[float]:
@@ -149,6 +169,10 @@ def scripted_app(policy: ScriptedPolicy) -> FastAPI:
     @app.get("/medvr/v1/policy")
     def describe() -> PolicyDescription:
         return policy.describe()
+
+    @app.post("/tokenize")
+    def tokenize(request: TokenizeRequest) -> dict[str, object]:
+        return {"count": len(request.prompt), "max_model_len": policy.max_model_len_tokens}
 
     @app.post("/medvr/v1/generate")
     def generate(request: GenerateRequest, _: Request) -> Response:

@@ -29,13 +29,21 @@ def test_every_response_of_every_case_route_has_an_example(document: dict[str, A
     assert set(routes) == {
         "post /v1/cases",
         "post /v1/cases/{case_id}/cancel",
+        "post /v1/cases/{case_id}/follow-ups",
         "get /v1/cases/{case_id}/events",
         "get /v1/cases",
         "get /v1/cases/{case_id}",
         "get /v1/cases/{case_id}/image",
         "get /v1/cases/{case_id}/crops/{crop}",
+        "get /v1/cases/{case_id}/blanked/{region}",
         "get /v1/cases/{case_id}/heatmap",
+        "post /v1/cases/{case_id}/feedback",
+        "get /v1/cases/{case_id}/feedback",
         "get /v1/clinic",
+        "post /v1/jobs",
+        "get /v1/jobs",
+        "get /v1/jobs/{job_id}",
+        "post /v1/jobs/{job_id}/cancel",
     }
     for name, operation in routes.items():
         for status, response in operation["responses"].items():

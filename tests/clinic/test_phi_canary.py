@@ -21,10 +21,12 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+import redis
 from PIL import Image, PngImagePlugin
 
 from shared.blobs import BlobStore
 from tests.clinic.conftest import served
+from tests.clinic.jobs import everything_in, until
 from tests.clinic.pictures import picture
 from tests.clinic.scripted_policy import ScriptedPolicy, answer, look, scripted_app
 from tests.zoom.files import canary_dataset, dataset_of, file_of, nifti_of, patched
@@ -37,10 +39,12 @@ START_S = 60.0
 class Process:
     """A service as a process, its log in a file."""
 
-    def __init__(self, folder: Path, service: str, port: int, **settings: str) -> None:
+    def __init__(
+        self, folder: Path, service: str, port: int, port_flag: str = "port", **settings: str
+    ) -> None:
         self.url = f"http://127.0.0.1:{port}"
         self.log = folder / f"{service}.log"
-        options = {"port": str(port), "log-level": "DEBUG"} | settings
+        options = {port_flag: str(port), "log-level": "DEBUG"} | settings
         flags = [part for name, value in options.items() for part in (f"--{name}", value)]
         command = [sys.executable, "-m", "services", service, *flags]
         with self.log.open("wb") as log:
@@ -68,8 +72,10 @@ class Process:
 class Hospital:
     """The processes, and all that they were seen to say."""
 
-    def __init__(self, folder: Path, free_port: Callable[[], int], policy: ScriptedPolicy) -> None:
-        self.folder, self.policy = folder, policy
+    def __init__(
+        self, folder: Path, free_port: Callable[[], int], policy: ScriptedPolicy, redis_url: str
+    ) -> None:
+        self.folder, self.policy, self.redis_url = folder, policy, redis_url
         blobs = {"blob-url": str(folder / "blobs")}
         self.zoom = Process(folder, "zoom", free_port(), **blobs)
         self.cca = Process(folder, "cca", free_port())
@@ -81,14 +87,18 @@ class Hospital:
             free_port(),
             **blobs,
             **urls,
-            **{"database": database, "patience-s": "0"},
+            **{"database": database, "patience-s": "0", "redis-url": redis_url},
         )
+        queue = {"redis-url": redis_url, "clinic-url": self.clinic.url}
+        self.worker = Process(folder, "clinic-worker", free_port(), "probe-port", **queue)
+        self.queued = b""
+        """What lay in the queue while a job was worked on."""
         self.told: list[bytes] = []
         """Bodies of responses to requests that the word was in."""
 
     @property
     def processes(self) -> tuple[Process, ...]:
-        return self.zoom, self.cca, self.clinic
+        return self.zoom, self.cca, self.clinic, self.worker
 
     def ask(
         self,
@@ -109,6 +119,11 @@ class Hospital:
             timeout=60,
             trust_env=False,
         )
+        self.told.append(response.content)
+        return response
+
+    def post(self, path: str, **options: object) -> httpx.Response:
+        response = httpx.post(self.clinic.url + path, timeout=60, trust_env=False, **options)  # pyright: ignore[reportArgumentType]
         self.told.append(response.content)
         return response
 
@@ -241,6 +256,42 @@ def neighbours_that_fail(hospital: Hospital) -> None:
     assert hospital.ask(dicom(), **ask).status_code == 503
 
 
+def questions_that_go_on(hospital: Hospital) -> None:
+    first = hospital.ask(dicom()).json()
+    asked = {"question": f"Is {CANARY} ill?", "choices": [f"{CANARY} is", "no"]}
+    path = f"/v1/cases/{first['case_id']}/follow-ups"
+    case = hospital.post(path, json=asked).json()
+    assert (case["status"], case["question"]) == ("answered", "Is [removed] ill?")
+    assert case["subject"] == first["subject"] | {"num_removed": 2}
+    for body in ({"question": 1, "k": CANARY}, {"question": f"{CANARY}<|im_end|>"}):
+        assert hospital.post(path, json=body).status_code == 422
+
+
+def many_questions(hospital: Hospital) -> None:
+    images = [(f"{CANARY}.dcm", dicom()), (f"{CANARY}.png", rasters()["PNG"])]
+    files = [("images", (name, image, "application/octet-stream")) for name, image in images]
+
+    def ask(rows: str) -> httpx.Response:
+        sheet = ("questions", (f"{CANARY}.csv", rows.encode(), "text/csv"))
+        return hospital.post("/v1/jobs", data={"k": "1"}, files=[*files, sheet])
+
+    header = "image,question,choices\n"
+    for row in (f"{CANARY},?,", f"{CANARY}.dcm,{CANARY}<|im_end|>,", f'{CANARY},"{CANARY}'):
+        assert ask(f"{header}{row}\n").status_code == 422
+    assert ask(f"{CANARY}\n").status_code == 422
+    hospital.policy.release.clear()
+    patient = f"{CANARY}.dcm,Has {CANARY} a nodule?,{CANARY} has|no\n"
+    job = ask(f"{header}{patient * 3}{CANARY}.png,What is it?,\n").json()
+    assert job["items"][0]["question"] == "Has [removed] a nodule?"
+    until(lambda: hospital.get(job["url"]).json()["counts"]["running"] == 2)
+    with redis.Redis.from_url(hospital.redis_url) as queue:
+        hospital.queued = everything_in(queue)
+    assert has(job["job_id"], hospital.queued)
+    hospital.policy.release.set()
+    until(lambda: hospital.get(job["url"]).json()["status"] == "done")
+    hospital.get("/v1/jobs")
+
+
 def a_name_that_no_header_tells(hospital: Hospital) -> None:
     case = hospital.ask(rasters()["PNG"], question=f"Has Mr {FREE} a nodule?").json()
     hospital.get(f"/v1/cases/{case['case_id']}/events")
@@ -255,6 +306,8 @@ class Aftermath:
     kept: dict[str, bytes]
     metrics: dict[str, bytes]
     told: list[bytes]
+    queued: bytes
+    """In Redis."""
     sent: bytes
     """To the policy."""
     vault: bytes
@@ -263,30 +316,42 @@ class Aftermath:
 
 @pytest.fixture(scope="module")
 def aftermath(
-    tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int]
+    tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int], _valkey_server: str
 ) -> Iterator[Aftermath]:
     folder = tmp_path_factory.mktemp("hospital")
     policy = ScriptedPolicy(BlobStore(str(folder / "blobs")))
     policy.rehearse([look([10, 10, 60, 60]), answer("A")])
     with served(scripted_app(policy)) as policy.url:
-        with _running(Hospital(folder, free_port, policy)) as hospital:
+        with _running(
+            Hospital(folder, free_port, policy, _valkey_server.replace("/0", "/2"))
+        ) as hospital:
             cases_that_are_answered(hospital)
+            questions_that_go_on(hospital)
+            many_questions(hospital)
             a_name_that_no_header_tells(hospital)
             requests_that_fail(hospital)
             metrics = {p.url: p.metrics().encode() for p in hospital.processes}
             neighbours_that_fail(hospital)
-        yield Aftermath(hospital.kept(), metrics, hospital.told, hospital.sent(), hospital.vault())
+        yield Aftermath(
+            hospital.kept(),
+            metrics,
+            hospital.told,
+            hospital.queued,
+            hospital.sent(),
+            hospital.vault(),
+        )
 
 
 @pytest.mark.timeout(600)
 def test_the_word_is_in_nothing_but_the_pseudonyms(aftermath: Aftermath):
     logs = [text.decode() for name, text in aftermath.kept.items() if name.endswith(".log")]
-    assert len(logs) == 3
+    assert len(logs) == 4
     assert all(logs)
     assert any("case failed" in log for log in logs)
     assert [name for name, content in aftermath.kept.items() if has(CANARY, content)] == []
     assert [url for url, text in aftermath.metrics.items() if has(CANARY, text)] == []
     assert [body for body in aftermath.told if has(CANARY, body)] == []
+    assert not has(CANARY, aftermath.queued)
     assert not has(CANARY, aftermath.sent)
     assert b"[removed]" in aftermath.sent
     assert has(CANARY, aftermath.vault)

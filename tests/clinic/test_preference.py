@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from services.clinic.preference import wait_preference_s
+from services.clinic.preference import Wait, wait_preference
 from tests.clinic.scripted_policy import ScriptedPolicy, answer
 from tests.clinic.test_cases import ask
 
@@ -37,7 +37,11 @@ def followed(clinic: httpx.Client, url: str) -> dict[str, Any]:
         (["wait=3, wait=10"], 3),
         (["wait=0"], 0),
         ([], None),
-        (["respond-async"], None),
+        (["respond-async"], 0),
+        (["respond-async; foo"], 0),
+        (["handling=lenient, Respond-Async"], 0),
+        (["wait=soon, respond-async"], 0),
+        (["respond-asynchronously"], None),
         (["wait"], None),
         (["wait="], None),
         (["wait=-1"], None),
@@ -52,7 +56,14 @@ def followed(clinic: httpx.Client, url: str) -> dict[str, Any]:
     ],
 )
 def test_the_wait_is_read_as_rfc_7240_says(lines: list[str], seconds: int | None):
-    assert wait_preference_s(lines) == seconds
+    wait = wait_preference(lines, 60)
+
+    assert (None if wait is None else wait.seconds) == seconds
+
+
+def test_what_was_followed_is_what_is_said():
+    assert wait_preference(["respond-async, wait=100"], 60) == Wait(60, "wait=60")
+    assert wait_preference(["respond-async"], 60) == Wait(0, "respond-async")
 
 
 def test_a_case_that_ends_in_time_is_the_answer(clinic: httpx.Client, policy: ScriptedPolicy):
@@ -92,6 +103,20 @@ def test_no_wait_at_all_is_answered_at_once(clinic: httpx.Client, policy: Script
     policy.release.set()
 
     assert response.status_code == 202
+    assert followed(clinic, response.headers["location"])["status"] == "answered"
+
+
+def test_who_wants_the_answer_later_is_not_kept_waiting(
+    clinic: httpx.Client, policy: ScriptedPolicy
+):
+    policy.rehearse([answer("A")])
+    policy.release.clear()
+
+    response = ask_preferring(clinic, "respond-async")
+    policy.release.set()
+
+    assert (response.status_code, response.json()["status"]) == (202, "running")
+    assert response.headers["preference-applied"] == "respond-async"
     assert followed(clinic, response.headers["location"])["status"] == "answered"
 
 

@@ -13,12 +13,15 @@ from PIL import Image
 from services.cca.app import create_app as create_cca
 from services.cca.settings import CcaSettings
 from services.clinic.app import create_app
+from services.clinic.ask import main as medvr_ask
 from services.clinic.settings import ClinicSettings
 from services.problems.phantoms import OPTIONS, QUESTION, render_phantom
 from services.zoom.app import create_app as create_zoom
 from services.zoom.settings import ZoomSettings
+from shared.api.policy import GenerateRequest, ImageSegment, TextSegment
 from shared.geometry import Box, PixelLimits
 from shared.render import encode_png, show_region
+from shared.weights import weights_sha256
 from tests.clinic.browser import opened_viewer
 from tests.clinic.conftest import served
 from tests.clinic.pictures import png
@@ -42,27 +45,32 @@ def policy(
 
 
 @pytest.fixture(scope="module")
-def clinic(
+def real_settings(
     policy: RunningPolicy, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[httpx.Client]:
-    """A clinic whose policy is real."""
+) -> Iterator[ClinicSettings]:
+    """Settings of a clinic whose neighbours are real, the policy too."""
     folder = tmp_path_factory.mktemp("clinic")
     with (
         served(create_zoom(ZoomSettings(blob_url=policy.blob_url))) as zoom_url,
         served(create_cca(CcaSettings())) as cca_url,
     ):
-        settings = ClinicSettings(
+        yield ClinicSettings(
             policy_url=policy.url,
             zoom_url=zoom_url,
             cca_url=cca_url,
             blob_url=policy.blob_url,
             database=folder / "clinic.sqlite",
         )
-        with (
-            served(create_app(settings)) as url,
-            httpx.Client(base_url=url, timeout=300, trust_env=False) as client,
-        ):
-            yield client
+
+
+@pytest.fixture(scope="module")
+def clinic(real_settings: ClinicSettings) -> Iterator[httpx.Client]:
+    """A clinic among them."""
+    with (
+        served(create_app(real_settings)) as url,
+        httpx.Client(base_url=url, timeout=300, trust_env=False) as client,
+    ):
+        yield client
 
 
 def ask(clinic: httpx.Client, **form: Any) -> dict[str, Any]:
@@ -108,6 +116,87 @@ def test_a_greedy_case_is_the_same_twice_and_its_crops_are_where_it_says(clinic:
         rise = zoom["tool_entropy_nats"] - zoom["baseline_entropy_nats"]
         assert zoom["entropy_increase_nats"] == pytest.approx(rise)
         assert zoom["tool_entropy_nats"] > 0
+
+
+def test_a_follow_up_is_answered_in_the_context_of_the_first_question(
+    real_settings: ClinicSettings, tmp_path: Path
+):
+    """What vLLM was sent holds the earlier turns and their crops, and it took them."""
+    sent: list[GenerateRequest] = []
+
+    async def record(request: httpx.Request) -> None:
+        if request.url.path == "/medvr/v1/generate":
+            sent.append(GenerateRequest.model_validate_json(request.content))
+
+    settings = real_settings.model_copy(update={"database": tmp_path / "clinic.sqlite"})
+    http = httpx.AsyncClient(
+        timeout=300,
+        trust_env=False,
+        event_hooks={"request": [record]},
+        limits=httpx.Limits(max_keepalive_connections=0),  # its loop ends before it does
+    )
+    with (
+        served(create_app(settings, http)) as url,
+        httpx.Client(base_url=url, timeout=300, trust_env=False) as recorded,
+    ):
+        first = ask(recorded, k="1")
+        num_before = len(sent)
+        body = {"question": QUESTION, "choices": list(OPTIONS)[::-1], "k": 3, "seed": 5}
+        second = recorded.post(f"/v1/cases/{first['case_id']}/follow-ups", json=body).json()
+
+    assert first["status"] == "answered"
+    assert second["status"] in ("answered", "abstained"), second["failure"]
+    prompt = sent[num_before].segments
+    images = [segment.image for segment in prompt if isinstance(segment, ImageSegment)]
+    text = "".join(segment.text for segment in prompt if isinstance(segment, TextSegment))
+    assert images[1:] == [zoom["crop"] for zoom in first["evidence"]]
+    assert images[1:], "the base policy zooms"
+    written = [text.index(turn["text"]) for turn in first["turns"]]
+    assert written == sorted(written)
+    assert text.count(QUESTION) == 2
+    assert second["context"]["dropped"] == []
+
+
+def test_the_command_shows_what_the_real_policy_did(
+    clinic: httpx.Client, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    scan, drawn = tmp_path / "scan.png", tmp_path / "evidence.png"
+    scan.write_bytes(png(PHANTOM.image))
+    choices = [flag for option in OPTIONS for flag in ("-c", option)]
+    where = ["--url", str(clinic.base_url), "--out", str(drawn)]
+
+    with pytest.raises(SystemExit) as end:
+        medvr_ask([str(scan), QUESTION, *choices, "-k", "1", *where])
+    out, err = capsys.readouterr()
+
+    case = clinic.get(f"/v1/cases/{err.split()[1]}").json()
+    assert (end.value.code, case["status"]) in ((0, "answered"), (3, "abstained"))
+    assert f"Answer      {case['answer']}: {case['option_text']}" in out
+    places = [f"x {z['box']['x1']}–{z['box']['x2']}" for z in case["evidence"]]
+    assert places, "the base policy zooms"
+    listed = [line for line in out.splitlines() if line.startswith("Evidence ")]
+    assert [line.split("  ")[1].split(",")[0] for line in listed] == places
+    assert "1 trajectory" in err
+    with Image.open(drawn) as picture:
+        assert picture.format == "PNG"
+
+
+def test_the_real_policy_is_asked_again_without_its_evidence(clinic: httpx.Client):
+    case = clinic.get(ask(clinic, verify="true", k="3")["links"]["self"] + "?show=withheld").json()
+    found = case["verification"]
+
+    assert case["status"] in ("answered", "abstained"), case["failure"]
+    assert (found is None) == (case["answer"] is None)
+    if found is not None and found["evidence_blanked"] is not None:
+        without = found["evidence_blanked"]
+        assert found["supported"] == without["changed"] == (without["answer"] != case["answer"])
+        assert sum(without["votes"].values()) <= 3
+        assert case["timings"]["evidence_blanked_s"] > 0
+    digest = weights_sha256(BASE)
+    assert digest is not None
+    assert case["provenance"]["weights_sha256"] == digest
+    sure = [a["answer_token_probability"] for a in case["attempts"] if a["answer"] is not None]
+    assert all(0 < probability <= 1 for probability in sure)
 
 
 def test_the_page_shows_what_the_real_policy_did(clinic: httpx.Client):

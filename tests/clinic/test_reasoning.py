@@ -3,6 +3,8 @@
 import pytest
 
 from services.clinic.reasoning import evidence_of, option_text, thought_of, turns_of
+from shared.api.clinic import CaseImage
+from shared.api.zoom import AppliedRendering, AppliedWindow
 from shared.geometry import Box, ImageSize
 from shared.trajectory import (
     ForkOrigin,
@@ -16,7 +18,19 @@ from shared.trajectory import (
     ZoomCall,
 )
 
-SIZE = ImageSize(400, 200)
+IMAGE = CaseImage(
+    url="/v1/cases/id/image",
+    sha256="d" * 64,
+    width_px=400,
+    height_px=200,
+    source_format="dicom",
+    rendering=AppliedRendering(
+        frame=3,
+        num_frames=9,
+        grey_mapping="requested_window",
+        windows=[AppliedWindow(center=40.0, width=400.0, function="LINEAR")],
+    ),
+)
 
 
 def wrote(text: str, entropies_nats: list[float]) -> Generation:
@@ -65,7 +79,7 @@ def test_h_tool_is_the_highest_mean_of_eight_tokens_from_the_first_coordinate_to
     entropies = [9.0, 9.0, 0.0, 0.0, *[1.0] * 8, 9.0]
     turn = Turn(generation=wrote("x" * 20, entropies), call=call(Box(100, 50, 200, 150)))
 
-    [zoom] = evidence_of("id", trajectory(turn), SIZE)
+    [zoom] = evidence_of("id", trajectory(turn), IMAGE)
 
     assert zoom.tool_entropy_nats == pytest.approx(1.0)
     assert zoom.baseline_entropy_nats == 0.5
@@ -75,7 +89,7 @@ def test_h_tool_is_the_highest_mean_of_eight_tokens_from_the_first_coordinate_to
 def test_evidence_says_where_and_what_was_shown():
     turn = Turn(generation=wrote("x" * 20, [1.0] * 13), call=call(Box(100, 50, 200, 150)))
 
-    [zoom] = evidence_of("id", trajectory(turn), SIZE)
+    [zoom] = evidence_of("id", trajectory(turn), IMAGE)
 
     assert zoom.box.model_dump() == {"x1": 100, "y1": 50, "x2": 200, "y2": 150}
     assert zoom.box_normalised == [0.25, 0.25, 0.5, 0.75]
@@ -91,7 +105,7 @@ def test_only_a_crop_that_was_shown_is_evidence():
     )
     path = trajectory(bad, good, unused, stop_reason=StopReason.MAX_TURNS)
 
-    evidence = evidence_of("id", path, SIZE)
+    evidence = evidence_of("id", path, IMAGE)
     calls = [turn.call for turn in turns_of(path, evidence)]
 
     assert [(zoom.index, zoom.turn) for zoom in evidence] == [(0, 1)]

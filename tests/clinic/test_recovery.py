@@ -22,12 +22,13 @@ START_S = 60.0
 class ClinicProcess:
     """`python -m services clinic` over one database, started and ended any number of times."""
 
-    def __init__(self, surroundings: Surroundings, database: Path, port: int) -> None:
+    def __init__(self, surroundings: Surroundings, database: Path, port: int, *flags: str) -> None:
         self._command = [
             *(sys.executable, "-m", "services", "clinic"),
             *("--port", str(port), "--database", str(database)),
             *("--blob-url", surroundings.blob_url, "--zoom-url", surroundings.zoom_url),
             *("--cca-url", surroundings.cca_url, "--policy-url", surroundings.policy.url),
+            *flags,
         ]
         url = f"http://127.0.0.1:{port}"
         self.client = httpx.Client(base_url=url, timeout=60, trust_env=False)

@@ -51,6 +51,20 @@ def test_the_shipped_policy_answers_the_case_that_is_printed(
         )
         assert answer.status_code == 201
         assert answer.json()["policy"]["versions"] == [0]
+        assert answer.json()["calibration"]["problem_set"] == "brain-calibration"
+        assert answer.json()["confidence_unknown"] in (None, "not_answered")
+        job = httpx.post(
+            f"{url[1]}/v1/jobs",
+            data={"question": "Which pattern fills the lesion?", "choices": ["plain", "rows"]},
+            files=[("images", (folder.root / "example-brain.png").read_bytes())] * 2,
+            timeout=120,
+            trust_env=False,
+        ).json()
+        while job["status"] == "running":
+            assert time.monotonic() < deadline, job["counts"]
+            time.sleep(0.2)
+            job = httpx.get(f"{url[1]}{job['url']}", trust_env=False).json()
+        assert (job["status"], job["counts"]["done"]) == ("done", 2)
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 0
         assert stack_processes(stack_id) == []

@@ -12,8 +12,8 @@ from shared.errors import WeightsError
 from shared.transfer import TensorLayout, TransferStart
 from shared.weights import DEFAULT_MANIFEST
 
-OLD = ServedWeights("run", 1, "old", DEFAULT_MANIFEST)
-NEW = ServedWeights("run", 2, "new", DEFAULT_MANIFEST)
+OLD = ServedWeights("run", 1, "old", DEFAULT_MANIFEST, "a" * 64)
+NEW = ServedWeights("run", 2, "new", DEFAULT_MANIFEST, "b" * 64)
 SEAT = Seat(
     TransferStart(
         offer_id="o",

@@ -58,7 +58,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stack(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     """The processes of `medvr local`, on the second checkpoint; none is left behind."""
     paths = StackPaths(tmp_path_factory.mktemp("stack"))
-    lines = CommandLines(paths, StackPorts(*free_ports(8)))
+    lines = CommandLines(paths, StackPorts(*free_ports(9)))
     policy = lines.policy(checkpoint, channel="policy:train", max_num_seqs=32, threads=1)
     mark = uuid.uuid4().hex
     try:

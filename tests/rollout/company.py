@@ -17,7 +17,7 @@ from fastapi import FastAPI
 
 from services.cca.app import create_app as create_cca
 from services.cca.settings import CcaSettings
-from services.rollout.task import RolloutTask, create_celery, send_task
+from services.rollout.task import RolloutTask, queue_of, send_task
 from services.zoom.app import create_app as create_zoom
 from services.zoom.settings import ZoomSettings
 from shared.blobs import BlobStore
@@ -112,14 +112,14 @@ class Company:
 
     def send(self, *payloads: str) -> None:
         """Queue payloads that no feeder would."""
-        with create_celery(RUN, self.redis_url) as app:
+        with queue_of(RUN).celery(self.redis_url) as app:
             for payload in payloads:
                 app.send_task("medvr.rollout", args=[payload])
 
     def feed(self, *numbers: int) -> list[str]:
         """Queue problems and mark them as fed; their group ids."""
         tasks = [self.task(number) for number in numbers]
-        with create_celery(RUN, self.redis_url) as app:
+        with queue_of(RUN).celery(self.redis_url) as app:
             for task in tasks:
                 send_task(app, task)
         for task in tasks:

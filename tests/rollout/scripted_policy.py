@@ -116,6 +116,7 @@ class ScriptedPolicy:
             model="scripted",
             run=self.run,
             version=self.version,
+            weights_sha256="a" * 64,
             channel=None,
             entropy_mode="exact",
             tools=["zoom_in"],
@@ -124,6 +125,7 @@ class ScriptedPolicy:
             min_side_px=28,
             max_turns=5,
             max_model_len_tokens=self.max_model_len_tokens,
+            max_images=8,
             max_entropy_tokens=512,
             vllm_version="none",
         )

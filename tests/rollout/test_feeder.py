@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry
 from services.rollout.feeder import LOST_AFTER_S, Feeder
 from services.rollout.metrics import FeederMetrics
 from services.rollout.order import ProblemOrder
-from services.rollout.task import RolloutTask, create_celery, queue_key, send_task
+from services.rollout.task import RolloutTask, queue_of, send_task
 from shared.stream import Fate, RunState, RunStream
 from shared.trajectory import make_group_id
 from tests.rollout.company import NUM_PROBLEMS, RUN, Company, until
@@ -39,7 +39,7 @@ class Hand:
         )
 
     def _send(self, task: RolloutTask) -> None:
-        with create_celery(RUN, self._company.redis_url) as app:
+        with queue_of(RUN).celery(self._company.redis_url) as app:
             send_task(app, task)
         self.sent.append(task.group_id)
         if self.dies_after_sending:
@@ -64,7 +64,7 @@ def settle(company: Company, *group_ids: str) -> None:
 
 
 def num_queued(company: Company) -> int:
-    return company.stream.client.llen(queue_key(RUN))
+    return company.stream.client.llen(queue_of(RUN).list_key)
 
 
 def test_a_round_is_a_permutation_and_rounds_differ(company: Company) -> None:
@@ -192,8 +192,10 @@ def test_a_task_that_a_dying_worker_took_along_is_queued_again(company: Company)
     worker = company.start_worker(concurrency=1)
     until(lambda: len(company.script.requests) > 0)
     worker.stop(signal.SIGKILL)
-    assert company.stream.client.rpop(queue_key(RUN)) is not None  # popped for one that is gone
-    company.stream.client.lpush(queue_key(RUN), "no task of anybody's")
+    assert (
+        company.stream.client.rpop(queue_of(RUN).list_key) is not None
+    )  # popped for one that is gone
+    company.stream.client.lpush(queue_of(RUN).list_key, "no task of anybody's")
     waiting = num_queued(company)
 
     for _ in range(3):
@@ -205,7 +207,7 @@ def test_a_task_that_a_dying_worker_took_along_is_queued_again(company: Company)
     assert len(lost) == 1, "neither what waits nor what the killed worker had noted"
     assert lost[0] in hand.sent[:3]
     assert num_queued(company) == waiting + 1
-    assert company.stream.client.lrem(queue_key(RUN), 1, "no task of anybody's") == 1
+    assert company.stream.client.lrem(queue_of(RUN).list_key, 1, "no task of anybody's") == 1
     company.gate.set()
     company.start_worker(visibility_timeout_s=1)
     assert {group.group_id for group in company.groups(3)} == set(hand.sent[:3])

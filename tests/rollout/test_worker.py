@@ -1,6 +1,6 @@
 import signal
 
-from services.rollout.task import encode_task, queue_key, unacked_index_key
+from services.rollout.task import encode_task, queue_of
 from tests.rollout.company import RUN, Company, until
 from tests.rollout.scripted_policy import answer, look, rest_of_look
 
@@ -53,7 +53,7 @@ def test_a_group_whose_worker_was_killed_is_completed_once_by_the_next_one(
     (group,) = company.groups(1)
     assert len(group.trajectories) == 4
     until(lambda: unacknowledged(company) == 0)
-    assert company.stream.client.llen(queue_key(RUN)) == 0
+    assert company.stream.client.llen(queue_of(RUN).list_key) == 0
     assert second.stop(signal.SIGTERM) == 0
     assert company.stream.length() == 1
     assert company.stream.fates() == {}
@@ -61,7 +61,7 @@ def test_a_group_whose_worker_was_killed_is_completed_once_by_the_next_one(
 
 def let_the_visibility_timeout_pass(company: Company) -> None:
     """Make every delivery look as if it had been made long ago, instead of waiting."""
-    index = unacked_index_key(RUN)
+    index = queue_of(RUN).unacked_index_key
     client = company.stream.client
     client.zadd(
         index, {tag: score - 600 for tag, score in client.zrange(index, 0, -1, withscores=True)}
@@ -88,7 +88,7 @@ def test_a_living_worker_renews_its_delivery_and_a_killed_one_does_not(company: 
 
 def time_of_delivery(company: Company) -> float:
     """When the one unacknowledged delivery was made or renewed."""
-    index = unacked_index_key(RUN)
+    index = queue_of(RUN).unacked_index_key
     ((_, renewed_at),) = company.stream.client.zrange(index, 0, -1, withscores=True)
     return renewed_at
 
@@ -112,7 +112,7 @@ def test_a_worker_that_is_told_to_stop_gives_its_group_back_at_once(company: Com
     company.feed(0)
     until(lambda: len(company.script.requests) > 0)
     assert first.stop(signal.SIGTERM) == 0
-    assert company.stream.client.llen(queue_key(RUN)) == 1
+    assert company.stream.client.llen(queue_of(RUN).list_key) == 1
     assert unacknowledged(company) == 0
     company.gate.set()
     company.start_worker()

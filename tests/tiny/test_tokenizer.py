@@ -21,8 +21,10 @@ from shared.agent.prompt import (
     ZOOM_TOOL_SCHEMA,
     error_observation,
     format_options,
+    next_question,
     observation_after_image,
     observation_before_image,
+    observation_without_image,
     prompt_after_image,
     prompt_before_image,
 )
@@ -113,6 +115,29 @@ def test_the_chat_template_renders_the_prompt_of_the_agent(
         + observation_before_image()
         + IMAGE
         + observation_after_image((7, 14, 49, 56))
+    )
+
+
+def test_the_chat_template_renders_a_further_question_as_the_agent_does(
+    base_tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    tail = " Think first, look closer where you are unsure, then answer."
+    answered = answer_turn(ANSWER_THOUGHTS[0], "C")
+    messages = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "First?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "looking"}]},
+        {"role": "tool", "content": "no longer shown"},
+        {"role": "assistant", "content": [{"type": "text", "text": answered}]},
+        {"role": "user", "content": f"Second? Options: A. yes B. no{tail}"},
+    ]
+    rendered = base_tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True
+    )
+    assert rendered == (
+        f"<|im_start|>user\n{IMAGE}First?<|im_end|>\n<|im_start|>assistant\nlooking"
+        + observation_without_image()
+        + answered
+        + next_question("Second?", ["yes", "no"])
     )
 
 

@@ -3,8 +3,9 @@
 Celery's Redis transport delivers a message again once it has been unacknowledged for the
 visibility timeout, whoever holds it. The renewal moves the time of every delivery in work up to
 now, a few times within that timeout; so the timeout has to outlast a missed beat, not the longest
-group, and the groups of a killed worker come back soon. A worker that cannot renew in time (it
-was stopped, or Redis was away) loses nothing: a second delivery of a group appends nothing new.
+task, and the tasks of a killed worker come back soon. A worker that cannot renew in time (it was
+stopped, or Redis was away) loses nothing, but its task is then also done by another: what a task
+does must be right when it is done twice.
 """
 
 import logging
@@ -15,7 +16,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 import redis
 
-from services.rollout.task import unacked_index_key
+from shared.work_queue.queue import WorkQueue
 
 logger = logging.getLogger(__name__)
 
@@ -26,9 +27,9 @@ BEATS = 4
 class Renewal(AbstractContextManager["Renewal"]):
     """A thread that renews the deliveries of this process; `held` says which they are."""
 
-    def __init__(self, client: redis.Redis, run: str, visibility_timeout_s: float) -> None:
+    def __init__(self, client: redis.Redis, queue: WorkQueue, visibility_timeout_s: float) -> None:
         self._client = client
-        self._key = unacked_index_key(run)
+        self._key = queue.unacked_index_key
         self._every_s = visibility_timeout_s / BEATS
         self._held: set[str] = set()
         self._lock = threading.Lock()
