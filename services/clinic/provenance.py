@@ -42,9 +42,13 @@ def prompt_sha256() -> str:
 
 
 @cache
-def _tool_sha256(tool: str) -> str:
-    declarations = {ZOOM_TOOL_NAME: ZOOM_TOOL_SCHEMA}
-    return hashlib.sha256(msgspec.json.encode(declarations[tool])).hexdigest()
+def tools_told() -> dict[str, str]:
+    """The tools the prompt declares, and the digest of each declaration."""
+    declared = {ZOOM_TOOL_NAME: ZOOM_TOOL_SCHEMA}
+    return {
+        name: hashlib.sha256(msgspec.json.encode(schema)).hexdigest()
+        for name, schema in declared.items()
+    }
 
 
 @cache
@@ -84,7 +88,7 @@ def provenance_of(
         weights_sha256=weights_of(description, versions),
         engine=f"vllm {description.vllm_version}",
         prompt_sha256=prompt_sha256(),
-        tools={tool: _tool_sha256(tool) for tool in description.tools},
+        tools=tools_told(),
         preprocessing_version=case.image.preprocessing_version,
         code_version=code,
         temperature=case.settings.temperature,

@@ -155,5 +155,9 @@ class CaseLinks(WireModel):
     elsewhere_blanked: str | None = None
     cancel: str | None = None
     """POST; only while the case runs."""
+    follow_ups: str | None = None
+    """POST; only of an answered case."""
+    feedback: str
+    """GET, and POST once the case has ended."""
     withheld: str | None = None
     """The case with what this reading leaves out."""
