@@ -28,19 +28,16 @@ from shared.agent.prompt import (
     observation_without_image,
     prompt_after_image,
 )
-<<<<<<< HEAD
 from shared.agent.tools import window_caption, zoom_caption
 from shared.api.clinic import (
     Case,
     CaseContext,
+    CaseStatus,
     CaseToolCall,
     ContextCase,
     DroppedCase,
     DropReason,
 )
-=======
-from shared.api.clinic import Case, CaseContext, CaseStatus, ContextCase, DroppedCase, DropReason
->>>>>>> jobs
 from shared.api.policy import ImageSegment, PolicyDescription, Segment, TextSegment
 from shared.clients.policy import PolicyClient
 from shared.errors import ApiProblem, MedvrError
