@@ -105,9 +105,9 @@ async def answer_case(
         policy = neighbours.policy.of_group(case.case_id)
         description = await policy.describe()
         opened = await open_case(neighbours, description, case, case.image.sha256)
-        context = None
         if earlier:
             opened, context = await reminded(policy, description, opened, case, earlier)
+            case = case.model_copy(update={"context": context})
     with watch.stage("trajectories_s"):
         trajectories = await run_trajectories(
             neighbours, case, description, opened, prefix=case.case_id, tell=tell
@@ -119,7 +119,6 @@ async def answer_case(
     versions = versions_of(trajectories)
     calibration = standing.calibration
     made_by = {
-        "context": context,
         "policy": CasePolicy(
             model=description.model,
             run=description.run,

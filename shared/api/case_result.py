@@ -25,8 +25,8 @@ class UnknownConfidence(StrEnum):
     OTHER_NUM_TRAJECTORIES = "other_num_trajectories"
     """The calibration was fitted with another K."""
     OTHER_PROMPT = "other_prompt"
-    """The calibration was fitted with another wording of the prompt; so is a follow-up's, because
-    calibrations are fitted on first questions."""
+    """The calibration was fitted with another wording of the prompt, or the question follows
+    others, which those of a calibration do not."""
 
 
 class CalibrationName(WireModel):
