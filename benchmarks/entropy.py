@@ -21,8 +21,9 @@ from benchmarks.pairs import Pairs, Spread, measure_pairs
 from benchmarks.problems import ingest_problems
 from benchmarks.services import CHECKPOINT, FOLDER, benchmark_stack, plain_policy, policy_spec
 from services.rollout.group import trajectory_seed
-from shared.agent.environment import OpenedProblem, open_problem
+from shared.agent.environment import open_problem
 from shared.agent.episode import turn_seed
+from shared.agent.opened import OpenedProblem
 from shared.api.policy import GenerateRequest
 from shared.clients.policy import PolicyClient
 from shared.clients.zoom import ZoomClient

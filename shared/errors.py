@@ -67,6 +67,13 @@ class ClinicProblem(ClinicError):
         self.detail = detail
 
 
+class NoGreyLevels(MedvrError):
+    """A window was asked for of an image that has no grey levels; the message is fit for the model.
+
+    Like a bad box an observation, and no `ZoomError`.
+    """
+
+
 class BlobError(MedvrError):
     """The blob store has no such blob, or its content is not what its name says."""
 

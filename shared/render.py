@@ -6,8 +6,10 @@ bytes: conversion, resampling kernel and PNG parameters are fixed here.
 """
 
 import io
+from collections.abc import Mapping
 
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from shared.geometry import Box, ImageSize, PixelLimits, smart_resize
 
@@ -23,8 +25,14 @@ def show_region(original: Image.Image, box: Box, limits: PixelLimits) -> Image.I
     return region.resize((shown.width_px, shown.height_px), Image.Resampling.BICUBIC)
 
 
-def encode_png(image: Image.Image) -> bytes:
-    """PNG bytes without metadata, deterministic for a given Pillow build; level 1 for speed."""
+def encode_png(image: Image.Image, texts: Mapping[str, str] | None = None) -> bytes:
+    """PNG bytes, deterministic for a given Pillow build; level 1 for speed.
+
+    There is no metadata in it but `texts`, text chunks by keyword.
+    """
+    chunks = PngInfo()
+    for keyword, text in (texts or {}).items():
+        chunks.add_text(keyword, text)
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG", compress_level=1)
+    image.save(buffer, format="PNG", compress_level=1, pnginfo=chunks)
     return buffer.getvalue()

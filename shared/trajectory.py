@@ -112,23 +112,41 @@ class ForkDecision(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the drawing pass started a branch here."""
 
 
-class ZoomCall(msgspec.Struct, frozen=True, kw_only=True):
+Bbox = tuple[float, float, float, float]
+"""x1, y1, x2, y2."""
+
+
+class WindowArguments(msgspec.Struct, frozen=True):
+    """A grey-level window, as `set_window` takes it: in units after rescaling (CT: HU)."""
+
+    center: float
+    width: float
+
+
+class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
     """One tool call as the policy wrote it, and what became of it."""
 
     index: int
     """Running number of the call in its trajectory, from 0."""
+    tool: str | None = "zoom_in"
+    """Name of the tool; None if the call did not parse."""
     first_coordinate_token: int | None
-    """Index within the turn's tokens of the first coordinate token; None if it did not parse."""
+    """Index within the turn's tokens of the token in which the first argument begins (a window's
+    center or width counts as one); None if the call did not parse."""
     end_token: int | None
-    """One past the token that holds the closing bracket of the box; None if it did not parse."""
-    bbox_2d: tuple[float, float, float, float] | None
-    """As written: pixels of the view. None if it did not parse."""
+    """One past the token in which the last argument ends (a box: its closing bracket); None if
+    the call did not parse."""
+    bbox_2d: Bbox | None
+    """As written: pixels of the view. None if it did not parse or was no zoom."""
     box: Box | None
     """As cropped: original pixels. None if nothing was cropped."""
+    window: WindowArguments | None = None
+    """What the picture is shown in: as written by `set_window`, in force at a `zoom_in`; None: as
+    the original is."""
     crop: ImageSpan | None
-    """The crop shown; None when the call was bad or the observation did not fit."""
+    """The picture shown; None when the call was bad or the observation did not fit."""
     error: str | None
-    """The error the policy was told instead of a crop."""
+    """The error the policy was told instead of a picture."""
     fork: ForkDecision | None
     """The EVR record; None where EVR did not look (serving, evaluation, resampled calls)."""
 
@@ -137,7 +155,7 @@ class Turn(msgspec.Struct, frozen=True, kw_only=True):
     """One generation and what the environment answered."""
 
     generation: Generation
-    call: ZoomCall | None = None
+    call: ToolCall | None = None
     observation: list[Span] = msgspec.field(default_factory=list)
 
 

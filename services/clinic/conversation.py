@@ -14,11 +14,12 @@ that the policy may still make. Sizes are the policy server's own: its tokenizer
 import asyncio
 import dataclasses
 from collections.abc import Sequence
+from http import HTTPStatus
 
 import msgspec
 
 from services.clinic.submission import CONTROL_TOKEN
-from shared.agent.environment import OpenedProblem
+from shared.agent.opened import OpenedProblem
 from shared.agent.prompt import (
     error_observation,
     next_question,
@@ -27,11 +28,21 @@ from shared.agent.prompt import (
     observation_without_image,
     prompt_after_image,
 )
-from shared.api.clinic import Case, CaseContext, ContextCase, DroppedCase, DropReason
+from shared.agent.tools import window_caption, zoom_caption
+from shared.api.clinic import (
+    Case,
+    CaseContext,
+    CaseStatus,
+    CaseToolCall,
+    ContextCase,
+    DroppedCase,
+    DropReason,
+)
 from shared.api.policy import ImageSegment, PolicyDescription, Segment, TextSegment
 from shared.clients.policy import PolicyClient
-from shared.errors import MedvrError
+from shared.errors import ApiProblem, MedvrError
 from shared.geometry import ImageSize
+from shared.trajectory import WindowArguments
 
 MAX_EARLIER = 16
 """Questions that may come before one."""
@@ -41,6 +52,24 @@ _NUM_VISION_MARKS = 2
 
 class ContextFull(MedvrError):
     """The question alone does not fit the policy's context."""
+
+
+def check_followable(earlier: Sequence[Case]) -> None:
+    """Whether another question may follow these (oldest first). Raises `ApiProblem` 409."""
+    former = earlier[-1]
+    if former.status is not CaseStatus.ANSWERED:
+        raise ApiProblem(
+            HTTPStatus.CONFLICT,
+            "The case has no answer to go on from",
+            f"case {former.case_id} is {former.status.value}; only an answered case can be "
+            "followed",
+        )
+    if len(earlier) > MAX_EARLIER:
+        raise ApiProblem(
+            HTTPStatus.CONFLICT,
+            "The conversation is too long",
+            f"{len(earlier)} questions were asked; at most {MAX_EARLIER} can be followed",
+        )
 
 
 class _Crop(msgspec.Struct, frozen=True):
@@ -79,6 +108,14 @@ def _plain(text: str) -> str:
     return CONTROL_TOKEN.sub("", text)
 
 
+def _caption(call: CaseToolCall) -> str | None:
+    """What was said of the picture that answered a call; None if it named none."""
+    if call.bbox_2d is not None:
+        return zoom_caption(call.bbox_2d)
+    window = call.window
+    return None if window is None else window_caption(WindowArguments(window.center, window.width))
+
+
 def _exchange_of(case: Case) -> _Exchange:
     """An answered case as the policy is reminded of it."""
     pieces: list[_Piece] = []
@@ -87,13 +124,14 @@ def _exchange_of(case: Case) -> _Exchange:
         call = turn.call
         if call is None:
             continue
-        if call.evidence_index is not None and call.bbox_2d is not None:
+        caption = _caption(call)
+        if call.evidence_index is not None and caption is not None:
             shown = case.evidence[call.evidence_index]
             crop = _Crop(
                 image=shown.crop,
                 size=ImageSize(shown.crop_width_px, shown.crop_height_px),
                 before=observation_before_image(),
-                after=observation_after_image(call.bbox_2d),
+                after=observation_after_image(caption),
                 instead=observation_without_image(),
             )
             pieces.append(crop)

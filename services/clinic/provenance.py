@@ -12,14 +12,13 @@ from importlib.metadata import Distribution, distribution
 import msgspec
 
 from shared.agent.prompt import (
-    ZOOM_TOOL_NAME,
-    ZOOM_TOOL_SCHEMA,
     error_observation,
     observation_after_image,
     observation_before_image,
     prompt_after_image,
     prompt_before_image,
 )
+from shared.agent.tools import TOOLS, ZOOM_IN, zoom_caption
 from shared.api.case_result import CaseProvenance
 from shared.api.clinic import Case
 from shared.api.policy import PolicyDescription
@@ -30,25 +29,20 @@ TOP_P = 1.0
 
 @cache
 def prompt_sha256() -> str:
-    """Digest of the prompt's wording."""
+    """Digest of the prompt's wording, around one tool; each tool has a digest of its own."""
     wording = [
-        prompt_before_image(),
+        prompt_before_image((ZOOM_IN,)),
         prompt_after_image("{question}", ["{choice}", "{choice}"]),
         observation_before_image(),
-        observation_after_image([0, 0, 0, 0]),
+        observation_after_image(zoom_caption([0, 0, 0, 0])),
         error_observation("{error}"),
     ]
     return hashlib.sha256(msgspec.json.encode(wording)).hexdigest()
 
 
 @cache
-def tools_told() -> dict[str, str]:
-    """The tools the prompt declares, and the digest of each declaration."""
-    declared = {ZOOM_TOOL_NAME: ZOOM_TOOL_SCHEMA}
-    return {
-        name: hashlib.sha256(msgspec.json.encode(schema)).hexdigest()
-        for name, schema in declared.items()
-    }
+def _tool_sha256(tool: str) -> str:
+    return hashlib.sha256(msgspec.json.encode(TOOLS[tool].schema)).hexdigest()
 
 
 @cache
@@ -88,7 +82,7 @@ def provenance_of(
         weights_sha256=weights_of(description, versions),
         engine=f"vllm {description.vllm_version}",
         prompt_sha256=prompt_sha256(),
-        tools=tools_told(),
+        tools={tool: _tool_sha256(tool) for tool in description.tools},
         preprocessing_version=case.image.preprocessing_version,
         code_version=code,
         temperature=case.settings.temperature,

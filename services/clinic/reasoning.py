@@ -23,9 +23,9 @@ from shared.api.clinic import (
     CaseToolCall,
     CaseTurn,
 )
-from shared.api.zoom import WireBox
+from shared.api.zoom import MAX_WINDOW, WireBox, WireWindow
 from shared.geometry import Box, ImageSize
-from shared.trajectory import Generation, StopReason, Trajectory, Turn
+from shared.trajectory import Generation, StopReason, Trajectory, Turn, WindowArguments
 
 _THOUGHT = re.compile(r"<think>(.*?)(?:</think>|<tool_call>|<answer>|$)", re.DOTALL)
 
@@ -34,7 +34,7 @@ _OPEN_ANSWER, _CLOSE_ANSWER = "<answer>", "</answer>"
 
 _NOT_SHOWN = {
     StopReason.MAX_TURNS: "not carried out: this was the last turn allowed",
-    StopReason.CONTEXT_FULL: "not shown: the crop did not fit into the policy's context",
+    StopReason.CONTEXT_FULL: "not shown: the picture did not fit into the policy's context",
 }
 """Why a sound call brought no crop; only the last call of a trajectory can end so."""
 
@@ -52,6 +52,13 @@ def normalised(box: Box, size: ImageSize) -> list[float]:
         box.x2 / size.width_px,
         box.y2 / size.height_px,
     ]
+
+
+def wire_window(window: WindowArguments | None) -> WireWindow | None:
+    """A window as the API shows it; null if it is none that could be set."""
+    if window is None or not 0 < window.width <= MAX_WINDOW or abs(window.center) > MAX_WINDOW:
+        return None
+    return WireWindow(center=window.center, width=window.width)
 
 
 def crop_url(case_id: str, crop: str) -> str:
@@ -123,13 +130,14 @@ def size_of(image: CaseImage) -> ImageSize:
 
 
 def evidence_of(case_id: str, trajectory: Trajectory, image: CaseImage) -> list[CaseEvidence]:
-    """The zooms of a trajectory whose crop was shown, in order, with H_base, H_tool and ΔH."""
+    """The pictures a trajectory asked for and was shown, in order, with H_base, H_tool and ΔH."""
     evidence: list[CaseEvidence] = []
     rendering, size = image.rendering, size_of(image)
     for turn_index, turn in enumerate(trajectory.turns):
         call = turn.call
-        if call is None or call.box is None or call.crop is None:
+        if call is None or call.tool is None or call.crop is None:
             continue
+        box = call.box or Box.whole(size)
         entropies = turn.generation.entropies_nats
         written = entropies[call.first_coordinate_token : call.end_token]
         tool_nats = tool_entropy_nats(written)
@@ -138,10 +146,12 @@ def evidence_of(case_id: str, trajectory: Trajectory, image: CaseImage) -> list[
                 index=len(evidence),
                 turn=turn_index,
                 text_before=text_before_call(turn.generation.text),
+                tool=call.tool,
+                window=wire_window(call.window),
                 frame=None if rendering is None else rendering.frame,
-                windows=[] if rendering is None else rendering.windows,
-                box=wire_box(call.box),
-                box_normalised=normalised(call.box, size),
+                windows=[] if rendering is None or call.window else rendering.windows,
+                box=wire_box(box),
+                box_normalised=normalised(box, size),
                 crop=call.crop.image,
                 crop_url=crop_url(case_id, call.crop.image),
                 crop_width_px=call.crop.size.width_px,
@@ -162,8 +172,10 @@ def _tool_call(
         return None
     error = call.error
     if evidence_index is None and error is None:
-        error = _NOT_SHOWN.get(stop_reason, "no crop was shown")
+        error = _NOT_SHOWN.get(stop_reason, "no picture was shown")
     return CaseToolCall(
+        tool=call.tool,
+        window=wire_window(call.window),
         bbox_2d=None if call.bbox_2d is None else list(call.bbox_2d),
         evidence_index=evidence_index,
         error=error,

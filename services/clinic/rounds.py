@@ -11,8 +11,9 @@ import msgspec
 
 from services.clinic.reasoning import size_of, wire_box
 from services.clinic.telling import Tell, Teller
-from shared.agent.environment import OpenedProblem, open_problem
+from shared.agent.environment import open_problem
 from shared.agent.episode import EpisodeSettings, run_episode
+from shared.agent.opened import OpenedProblem
 from shared.api.cca import ConsensusAttempt, ConsensusRequest
 from shared.api.clinic import Case
 from shared.api.policy import PolicyDescription

@@ -8,6 +8,7 @@ from services.clinic.reasoning import (
     normalised,
     thought_of,
     wire_box,
+    wire_window,
 )
 from shared.agent.episode import CallMade
 from shared.agent.parser import parse_turn
@@ -22,7 +23,7 @@ from shared.api.case_events import (
     ZoomEvent,
 )
 from shared.api.clinic import Case, CaseStatus
-from shared.geometry import ImageSize
+from shared.geometry import Box, ImageSize
 from shared.trajectory import Trajectory, Turn
 
 Tell = Callable[[Sequence[CaseEvent]], Awaitable[None]]
@@ -89,14 +90,17 @@ class Teller:
 
     def _zoom(self, turn: Turn) -> list[ZoomEvent]:
         call = turn.call
-        if call is None or call.box is None or call.crop is None:
+        if call is None or call.tool is None or call.crop is None:
             return []
+        box = call.box or Box.whole(self._size)
         return [
             ZoomEvent(
                 trajectory_id=self._trajectory_id,
                 turn=self._num_turns,
-                box=wire_box(call.box),
-                box_normalised=normalised(call.box, self._size),
+                tool=call.tool,
+                window=wire_window(call.window),
+                box=wire_box(box),
+                box_normalised=normalised(box, self._size),
                 crop=call.crop.image,
                 crop_url=crop_url(self._case_id, call.crop.image),
                 crop_width_px=call.crop.size.width_px,

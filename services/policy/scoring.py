@@ -5,6 +5,7 @@ measures sampled ones, so the two kinds of entropy are the same number.
 """
 
 import uuid
+from collections.abc import Callable, Sequence
 
 from services.policy.fetch import EntropyFetcher
 from services.policy.generation import EngineFailed, check_context, engine_failures, render
@@ -14,6 +15,7 @@ from services.policy.tokens import TextStream, Vocabulary
 from services.policy.vllm_adapter import Engine, forcing_params
 from shared.agent.entropy import baseline_entropy_nats, tool_entropy_nats
 from shared.agent.parser import parse_turn
+from shared.agent.tools import Tool
 from shared.api.policy import MAX_ENTROPY_TOKENS, EntropyRequest, EntropyResponse
 
 _ATTEMPTS = 3
@@ -29,12 +31,15 @@ class Scorer:
         builder: PromptBuilder,
         fetcher: EntropyFetcher,
         metrics: PolicyMetrics,
+        tools: Callable[[], Sequence[Tool]],
     ) -> None:
+        """`tools` are those of the policy that is served now."""
         self._engine = engine
         self._vocabulary = vocabulary
         self._builder = builder
         self._fetcher = fetcher
         self._metrics = metrics
+        self._tools = tools
 
     async def score(self, request: EntropyRequest, request_id: str) -> EntropyResponse:
         """H_t, ln p and EVR's figures of a continuation. Raises `ApiProblem`."""
@@ -72,7 +77,7 @@ class Scorer:
         self, ids: list[int], logprobs: list[float], entropies: list[float], version: int
     ) -> EntropyResponse:
         texts = TextStream(self._vocabulary).push(ids, final=True)
-        turn = parse_turn(texts)
+        turn = parse_turn(texts, self._tools())
         first, end = turn.first_coordinate_token, turn.end_token
         baseline = baseline_entropy_nats(entropies, len(ids) if first is None else first)
         tool = None if first is None else tool_entropy_nats(entropies[first:end])

@@ -16,7 +16,8 @@ from services.policy.scoring import Scorer
 from services.policy.settings import PolicySettings
 from services.policy.tokens import Vocabulary
 from services.policy.vllm_adapter import Engine, forbidden_token_ids, vllm_version
-from services.policy.weights import WeightsFollower, first_weights
+from services.policy.weights import ServedWeights, WeightsFollower, first_weights
+from shared.agent.tools import Tool, tools_named
 from shared.api.policy import (
     MAX_ENTROPY_TOKENS,
     EntropyRequest,
@@ -56,7 +57,9 @@ class PolicyService:
             self._metrics,
             measures_entropies=settings.entropies,
         )
-        self.scorer = Scorer(engine, self.vocabulary, builder, fetcher, self._metrics)
+        self.scorer = Scorer(
+            engine, self.vocabulary, builder, fetcher, self._metrics, self._served_tools
+        )
         self._serving = first_weights(settings.model)
         self.follower: WeightsFollower | None = None
         if settings.channel != "none":
@@ -125,9 +128,15 @@ class PolicyService:
         if reason is not None:
             raise ApiProblem(HTTPStatus.SERVICE_UNAVAILABLE, "Not ready", reason)
 
+    def _served(self) -> ServedWeights:
+        return self.follower.serving if self.follower is not None else self._serving
+
+    def _served_tools(self) -> tuple[Tool, ...]:
+        return tools_named(self._served().manifest.tools)
+
     def describe(self) -> PolicyDescription:
         """What is served now."""
-        serving = self.follower.serving if self.follower is not None else self._serving
+        serving = self._served()
         manifest = serving.manifest
         return PolicyDescription(
             model=manifest.name,

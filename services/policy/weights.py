@@ -24,6 +24,7 @@ from redis.asyncio import Redis
 
 from services.policy.metrics import PolicyMetrics
 from services.policy.offers import EngineStuck, Offers, Seat
+from shared.agent.tools import tools_named
 from shared.checkpoint import read_tensors
 from shared.errors import WeightsError
 from shared.transfer import checkpoint_layout
@@ -60,10 +61,17 @@ class ServedWeights:
     """`weights_sha256` of the folder; None for a checkpoint that is named on a hub."""
 
 
+def _manifest(folder: Path) -> PolicyManifest:
+    """Its policy's, which names no tool but ours. Raises `WeightsError`."""
+    manifest = read_policy_manifest(folder)
+    tools_named(manifest.tools)
+    return manifest
+
+
 def first_weights(model: str) -> ServedWeights:
     """What the server starts with: version 0 of run `base`, or the published version it is."""
     folder = Path(model)
-    manifest = read_policy_manifest(folder)
+    manifest = _manifest(folder)
     published, sha256 = folder / VERSION_MANIFEST, weights_sha256(folder)
     if not published.is_file():
         return ServedWeights(BASE_RUN, 0, model, manifest, sha256)
@@ -190,7 +198,7 @@ class WeightsFollower:
                 f"the channel says {pointer.run}/{pointer.version}"
             )
         check_loadable(folder, Path(self.serving.path))
-        return read_policy_manifest(folder)
+        return _manifest(folder)
 
     async def swap(self, new: ServedWeights, seat: Seat | None = None) -> None:
         """Serve `new` from the next step on. On failure the old weights serve on, and it raises."""

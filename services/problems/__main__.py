@@ -13,6 +13,7 @@ PHANTOM_SETS: dict[str, tuple[str, int]] = {
     "brain-calibration": ("brain", 3),
     "retina-test": ("retina", 1),
     "ct-test": ("ct", 1),
+    "ct-window-test": ("ct-window", 1),
 }
 """Modality and seed of each phantom set; training, test and calibration share no seed."""
 
@@ -39,12 +40,17 @@ def build_parser() -> argparse.ArgumentParser:
     scenes.add_argument(
         "--found-share", type=float, default=0.35, help="share of imitated looks near the target"
     )
+    scenes.add_argument(
+        "--hidden-share", type=float, default=0.0, help="share of scenes to set a window in first"
+    )
     scenes.add_argument("--seed", type=int, default=0)
     scenes.add_argument("--processes", type=positive, default=2)
 
     sheet = commands.add_parser("contact-sheet", help="render a PNG of phantoms to look at")
     sheet.add_argument("--out", type=Path, required=True, help="PNG file")
-    sheet.add_argument("--modality", choices=("brain", "retina", "ct"), default="brain")
+    sheet.add_argument(
+        "--modality", choices=("brain", "retina", "ct", "ct-window"), default="brain"
+    )
     sheet.add_argument("--number", type=positive, default=12)
     sheet.add_argument("--seed", type=int, default=1)
     return parser
@@ -88,6 +94,7 @@ def _scenes(args: argparse.Namespace) -> None:
         num_probes=args.probes,
         probe_seed=PROBE_SEED,
         found_share=args.found_share,
+        hidden_share=args.hidden_share,
         num_processes=args.processes,
     )
     sys.stdout.write(f"{args.out}: {args.scenes} scenes, {args.probes} probes\n")

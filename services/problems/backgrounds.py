@@ -1,7 +1,7 @@
 """Where phantoms take place: real anatomy that ships inside Python wheels, nothing downloaded.
 
 Brain: the MNI152 T1 template (nilearn). Retina: a fundus photograph (scikit-image). CT: the small
-test slice of pydicom. Each background is a float image
+test slice of pydicom, as a picture or in Hounsfield units. Each background is a float image
 [336, 336, 3] with a mask of where a lesion may be.
 """
 
@@ -55,14 +55,24 @@ def _retina_photograph() -> FloatImage:
 @cache
 def _ct_slice() -> FloatImage:
     """pydicom's CT slice in a soft-tissue window, [y, x], 0 to 1."""
+    return np.clip(_soft_tissue_units(_ct_hounsfield()), 0, 1)
+
+
+def _soft_tissue_units(hounsfield: FloatImage) -> FloatImage:
+    """0 at the lower end of the soft-tissue window, 1 at its upper end."""
+    return (hounsfield + 160) / 400
+
+
+@cache
+def _ct_hounsfield() -> FloatImage:
+    """pydicom's CT slice, [y, x], HU."""
     import pydicom
     from pydicom.data import get_testdata_file
 
     path = get_testdata_file("CT_small.dcm", download=False)
     dataset = pydicom.dcmread(path)  # pyright: ignore[reportArgumentType]
     levels = dataset.pixel_array.astype(np.float64)
-    hounsfield = levels * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept)
-    return np.clip((hounsfield + 160) / 400, 0, 1)
+    return levels * float(dataset.RescaleSlope) + float(dataset.RescaleIntercept)
 
 
 def _turned(
@@ -120,9 +130,33 @@ def ct(rng: Generator) -> Background:
     return Background(np.repeat(grey, 3, axis=-1), _inside(turned[..., 0] > 0.2))
 
 
+_CT_RANGE_HU = (-1024.0, 1200.0)
+"""Holds every value of the slice."""
+
+_LESION_REACH_PX = 27
+"""No air is nearer than this, along an axis, to the centre of a lesion in Hounsfield units."""
+
+
+def ct_grey(rng: Generator) -> Background:
+    """The CT slice with its air, in soft-tissue units (`hounsfield`); the mask leaves lungs out.
+
+    Soft tissue and bone are dimmed as in `ct`, and bone reaches no further than the window does.
+    """
+    low, high = _CT_RANGE_HU
+    stored = (_ct_hounsfield() - low) / (high - low)
+    turned = _turned(stored[..., None], rng, degrees=15, zoom=(0.95, 1.2))
+    grey = _soft_tissue_units(low + (high - low) * turned)
+    body = 0.65 * np.clip(grey, 0, 1) * rng.uniform(0.85, 1.05) + rng.normal(0, 0.01, grey.shape)
+    mask_hw = ndimage.minimum_filter(grey[..., 0], size=2 * _LESION_REACH_PX + 1) > 0
+    mask_hw[:_MARGIN_PX] = mask_hw[-_MARGIN_PX:] = False
+    mask_hw[:, :_MARGIN_PX] = mask_hw[:, -_MARGIN_PX:] = False
+    return Background(np.repeat(np.where(grey > 0, body, grey), 3, axis=-1), mask_hw)
+
+
 BACKGROUNDS: dict[str, Callable[[Generator], Background]] = {
     "brain": brain,
     "retina": retina,
     "ct": ct,
+    "ct-window": ct_grey,
 }
 """Background by modality."""

@@ -7,6 +7,8 @@ import asyncio
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from services.problems.dicom_file import dicom_bytes
+from services.problems.hounsfield import FILE_WINDOW
 from services.problems.phantoms import OPTIONS, QUESTION, Phantom
 from shared.clients.zoom import ZoomClient
 from shared.geometry import Box, ImageSize
@@ -31,6 +33,13 @@ def as_problem(phantom: Phantom, image: str) -> Problem:
     )
 
 
+def file_of(phantom: Phantom) -> bytes:
+    """What is uploaded: a PNG, or DICOM of a phantom in Hounsfield units."""
+    if phantom.hounsfield_hw is None:
+        return encode_png(phantom.image)
+    return dicom_bytes(phantom.hounsfield_hw, FILE_WINDOW, phantom.problem_id)
+
+
 async def ingest_phantoms(
     phantoms: Iterable[Phantom], zoom: ZoomClient, on_uploaded: Callable[[int], object]
 ) -> tuple[list[Problem], list[tuple[str, Box]]]:
@@ -44,7 +53,7 @@ async def ingest_phantoms(
 
     async def upload(phantom: Phantom) -> Problem:
         async with gate:
-            stored = await zoom.ingest(encode_png(phantom.image), "image/png")
+            stored = await zoom.ingest(file_of(phantom))
         return as_problem(phantom, stored.image)
 
     for few in _batched(phantoms, 4 * _CONCURRENT_UPLOADS):

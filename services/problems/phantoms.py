@@ -1,6 +1,7 @@
 """Phantoms: problems whose true lesion is known, rendered from a seed.
 
-The n-th phantom of a set depends only on (modality, seed, n): sets can grow without changing.
+The n-th phantom of a set depends only on (modality, seed, n): sets can grow without changing. A
+phantom of `ct-window` is a CT image in Hounsfield units whose own window hides the lesion.
 """
 
 import zlib
@@ -9,14 +10,18 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.random import Generator
+from numpy.typing import NDArray
 from PIL import Image
 
 from services.problems.backgrounds import BACKGROUNDS, Background
+from services.problems.hounsfield import SOFT_TISSUE, in_window, to_hounsfield
 from services.problems.lesions import KINDS, Lesion, draw_lesion, to_image
 from shared.geometry import Box
 
 QUESTION = "Which pattern fills the lesion?"
 OPTIONS = KINDS
+WINDOWED = "ct-window"
+"""The modality whose phantoms are in Hounsfield units."""
 _LETTERS = "ABCDEFGHIJ"
 
 _RADIUS_PX = (12, 16)
@@ -31,8 +36,11 @@ class Phantom:
 
     problem_id: str
     image: Image.Image
+    """With the lesion to be seen."""
     lesion: Lesion
     modality: str
+    hounsfield_hw: NDArray[np.int16] | None = None
+    """The grey levels, where the image is but one window of them."""
 
     @property
     def gold_answer(self) -> str:
@@ -66,8 +74,13 @@ def render_phantom(modality: str, seed: int, index: int) -> Phantom:
     rng = np.random.default_rng([zlib.crc32(modality.encode()), seed, index])
     background = BACKGROUNDS[modality](rng)
     lesion = place_lesion(background, rng, modality, kind=int(rng.integers(len(KINDS))))
-    image = to_image(draw_lesion(background.image_hw3, lesion))
-    return Phantom(f"{modality}-{seed}-{index:05d}", image, lesion, modality)
+    drawn = draw_lesion(background.image_hw3, lesion)
+    problem_id = f"{modality}-{seed}-{index:05d}"
+    if modality == WINDOWED:
+        hounsfield = to_hounsfield(drawn[..., 0])
+        image = in_window(hounsfield, SOFT_TISSUE).convert("RGB")
+        return Phantom(problem_id, image, lesion, modality, hounsfield)
+    return Phantom(problem_id, to_image(drawn), lesion, modality)
 
 
 def render_phantoms(modality: str, seed: int, num_phantoms: int) -> Iterator[Phantom]:

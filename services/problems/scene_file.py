@@ -1,9 +1,11 @@
 """Scenes and phantoms written to one parquet file, for `medvr tiny-base` and then the bin.
 
 Two sorts of rows: `scene` (what is imitated) and `probe` (brain phantoms with their true box, on
-which the trained base is only measured). Pictures are PNG bytes, rendered by `show_region`.
+which the trained base is only measured). Pictures are PNG bytes, rendered by `show_region`. A
+scene that is hidden at first has the picture it is first shown as, and the window to be set.
 """
 
+import random
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -13,12 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from services.problems.phantoms import OPTIONS, QUESTION, render_phantom
-from services.problems.scenes import render_scene
+from services.problems.scenes import render_hidden_scene, render_scene
 from shared.progress import progress
 from shared.render import encode_png
 
 LETTERS = "ABCDEFGHIJ"
-FORMAT = 2
+FORMAT = 3
 
 _ROWS_PER_GROUP = 256
 _LOOK = pa.struct(
@@ -35,13 +37,19 @@ _SCHEMA = pa.schema(
         ("looks", pa.list_(_LOOK)),
         ("answer", pa.string()),
         ("target", pa.list_(pa.float32())),
+        ("first_png", pa.binary()),
+        ("window", pa.list_(pa.int16())),
         ("true_box", pa.list_(pa.int16())),
     ]
 )
 
 
-def _scene_row(index: int, *, seed: int, found_share: float) -> dict[str, object]:
-    scene = render_scene(seed, index, found_share)
+def _scene_row(
+    index: int, *, seed: int, found_share: float, hidden_share: float
+) -> dict[str, object]:
+    is_hidden = random.Random(f"{seed}:{index}").random() < hidden_share
+    render = render_hidden_scene if is_hidden else render_scene
+    scene = render(seed, index, found_share)
     looks = [
         {
             "bbox_2d": look.bbox_2d,
@@ -56,6 +64,8 @@ def _scene_row(index: int, *, seed: int, found_share: float) -> dict[str, object
         "looks": looks,
         "answer": LETTERS[scene.kind],
         "target": scene.target,
+        "first_png": encode_png(scene.hidden.view) if scene.hidden else None,
+        "window": scene.hidden.window if scene.hidden else [],
         "true_box": [],
     }
 
@@ -68,6 +78,8 @@ def _probe_row(index: int, *, seed: int) -> dict[str, object]:
         "looks": [],
         "answer": phantom.gold_answer,
         "target": [],
+        "first_png": None,
+        "window": [],
         "true_box": phantom.box.as_tuple(),
     }
 
@@ -77,9 +89,10 @@ def _rows(
     scenes: tuple[int, int],
     probes: tuple[int, int],
     found_share: float,
+    hidden_share: float,
 ) -> Iterator[dict[str, object]]:
     """All rows in order, rendered in parallel, from (number, seed) of scenes and of probes."""
-    scene = partial(_scene_row, seed=scenes[1], found_share=found_share)
+    scene = partial(_scene_row, seed=scenes[1], found_share=found_share, hidden_share=hidden_share)
     yield from pool.map(scene, range(scenes[0]), chunksize=32)
     yield from pool.map(partial(_probe_row, seed=probes[1]), range(probes[0]), chunksize=32)
 
@@ -92,6 +105,7 @@ def write_scene_file(
     num_probes: int,
     probe_seed: int,
     found_share: float,
+    hidden_share: float,
     num_processes: int,
 ) -> None:
     """Render and write the file; the same arguments give the same rows."""
@@ -103,6 +117,7 @@ def write_scene_file(
         "options": "\n".join(OPTIONS),
         "seed": str(seed),
         "found_share": str(found_share),
+        "hidden_share": str(hidden_share),
     }
     schema = _SCHEMA.with_metadata(about)
     held: list[dict[str, object]] = []
@@ -110,7 +125,7 @@ def write_scene_file(
         ProcessPoolExecutor(num_processes) as pool,
         pq.ParquetWriter(out, schema, compression="none") as writer,
     ):
-        rows = _rows(pool, (num_scenes, seed), (num_probes, probe_seed), found_share)
+        rows = _rows(pool, (num_scenes, seed), (num_probes, probe_seed), found_share, hidden_share)
         for row in progress(rows, title="scenes", unit="scene", total=num_scenes + num_probes):
             held.append(row)
             if len(held) == _ROWS_PER_GROUP:

@@ -6,11 +6,15 @@ slices, discs: a brain with a bright disc, the phantom, is never among them. Sce
 format, the reading of crops and a weak sense of place: of the looks that are imitated only a part
 goes to the target, the others go about the middle. One more look, at the target, is there to be
 read and not imitated: how well a crop is read is then no matter of how often it is found.
+
+For a policy that also has `set_window`, a scene may be hidden: it is then in Hounsfield units,
+first shown in a window in which everything but air is white, and looked into after a window was
+set. A good part of these are CT slices, and discs are among their targets.
 """
 
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 
@@ -18,7 +22,8 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image
 
-from services.problems.backgrounds import ORIGINAL_PX, brain
+from services.problems.backgrounds import ORIGINAL_PX, brain, ct_grey
+from services.problems.hounsfield import FILE_WINDOW, in_window, to_hounsfield
 from services.problems.lesions import (
     KINDS,
     FloatImage,
@@ -86,15 +91,27 @@ class Look:
 
 
 @dataclass(frozen=True)
+class Hidden:
+    """How a scene is first shown, when its target does not show."""
+
+    view: Image.Image
+    window: tuple[int, int]
+    """(center, width) in HU in which it shows, and in which the rest of the scene is shown."""
+
+
+@dataclass(frozen=True)
 class Scene:
     """A picture with a target, and looks into it."""
 
     view: Image.Image
+    """In which the target shows."""
     looks: tuple[Look, ...]
     kind: int
     """Index into `KINDS`."""
     target: tuple[float, float]
     """Centre of the target, in view pixels."""
+    hidden: Hidden | None = None
+    """What is shown before a window is set; None: the view at once."""
 
 
 @cache
@@ -150,6 +167,10 @@ def _brain_slice(rng: Generator) -> FloatImage:
     return brain(rng).image_hw3
 
 
+def _ct_slice(rng: Generator) -> FloatImage:
+    return ct_grey(rng).image_hw3
+
+
 _PICTURES: tuple[tuple[float, Callable[[Generator], FloatImage]], ...] = (
     (0.2, _noise),
     (0.1, _gradient),
@@ -158,6 +179,19 @@ _PICTURES: tuple[tuple[float, Callable[[Generator], FloatImage]], ...] = (
     (0.3, _brain_slice),
 )
 """Share and maker of each sort of picture."""
+
+_HIDDEN_PICTURES: tuple[tuple[float, Callable[[Generator], FloatImage]], ...] = (
+    (0.12, _noise),
+    (0.12, _clutter),
+    (0.14, _everyday),
+    (0.12, _brain_slice),
+    (0.5, _ct_slice),
+)
+"""The same of scenes that are hidden; their colours become greys."""
+
+_CENTERS_HU = (30, 40, 50)
+_WIDTHS_HU = (350, 400, 450)
+"""Of the windows that are set; any of them shows the target."""
 
 
 def _target_shape(rng: Generator, size_px: int, num_shapes: int) -> FloatImage:
@@ -224,19 +258,53 @@ def render_scene(seed: int, index: int, found_share: float, num_imitated: int = 
     Of the latter about `found_share` go near the target.
     """
     rng = np.random.default_rng([zlib.crc32(b"scene"), seed, index])
-    shares = [share for share, _ in _PICTURES]
-    _, make = _PICTURES[int(rng.choice(len(_PICTURES), p=shares))]
+    make = _chosen(_PICTURES, rng)
     kind = int(rng.integers(len(KINDS)))
     num_shapes = _NUM_SHAPES - 1 if make is _brain_slice else _NUM_SHAPES
     drawn, x, y = _with_target(make(rng), rng, kind, num_shapes)
-    picture = to_image(drawn)
+    return _scene(to_image(drawn), (x, y), kind, rng, found_share, num_imitated)
+
+
+def render_hidden_scene(seed: int, index: int, found_share: float, num_imitated: int = 2) -> Scene:
+    """As `render_scene`, of a scene that shows its target only once a window is set."""
+    rng = np.random.default_rng([zlib.crc32(b"hidden scene"), seed, index])
+    grey = _chosen(_HIDDEN_PICTURES, rng)(rng).mean(axis=-1, keepdims=True)
+    kind = int(rng.integers(len(KINDS)))
+    drawn, x, y = _with_target(np.repeat(grey, 3, axis=-1), rng, kind, _NUM_SHAPES)
+    hounsfield = to_hounsfield(drawn.mean(axis=-1))
+    window = (int(rng.choice(_CENTERS_HU)), int(rng.choice(_WIDTHS_HU)))
+    first = _whole(in_window(hounsfield, FILE_WINDOW))
+    shown = in_window(hounsfield, window)
+    scene = _scene(shown, (x, y), kind, rng, found_share, num_imitated)
+    return replace(scene, hidden=Hidden(first, window))
+
+
+def _chosen(
+    pictures: tuple[tuple[float, Callable[[Generator], FloatImage]], ...], rng: Generator
+) -> Callable[[Generator], FloatImage]:
+    _, make = pictures[int(rng.choice(len(pictures), p=[share for share, _ in pictures]))]
+    return make
+
+
+def _whole(picture: Image.Image) -> Image.Image:
+    return show_region(picture, Box.whole(ImageSize(*picture.size)), _LIMITS)
+
+
+def _scene(
+    picture: Image.Image,
+    centre: tuple[int, int],
+    kind: int,
+    rng: Generator,
+    found_share: float,
+    num_imitated: int,
+) -> Scene:
+    """A scene of a picture whose target is centred at `centre`, in its own pixels."""
+    x, y = centre
     target = (x * VIEW_PX / ORIGINAL_PX, y * VIEW_PX / ORIGINAL_PX)
     to_read = _near(target, rng, offset_px=_READ_OFFSET_PX)
     looks = [_look(picture, to_read, is_imitated=False)]
     for _ in range(num_imitated):
         is_found = rng.random() < found_share
         found = _near(target, rng, offset_px=_FOUND_OFFSET_PX)
-        centre = found if is_found else _astray(rng)
-        looks.append(_look(picture, centre, is_imitated=True))
-    view = show_region(picture, Box.whole(ImageSize(*picture.size)), _LIMITS)
-    return Scene(view, tuple(looks), kind, target)
+        looks.append(_look(picture, found if is_found else _astray(rng), is_imitated=True))
+    return Scene(_whole(picture), tuple(looks), kind, target)

@@ -23,8 +23,9 @@ from services.rollout.branching import (
     decide,
     wanted_branches,
 )
-from shared.agent.environment import OpenedProblem, Policy, Zoom
+from shared.agent.environment import Policy, Zoom
 from shared.agent.episode import CallMade, EpisodeSettings, OnCall, Prefix, run_episode
+from shared.agent.opened import OpenedProblem
 from shared.trajectory import ForkOrigin, Trajectory, Turn
 
 OnDisplaced = Callable[[], None]

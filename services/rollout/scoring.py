@@ -6,7 +6,7 @@ import msgspec
 
 from services.rollout.branching import BranchingArm
 from services.rollout.task import RolloutTask
-from shared.agent.environment import OpenedProblem
+from shared.agent.opened import OpenedProblem
 from shared.api.cca import RewardSettings, ScoredAttempt, ScoreRequest, ScoreResponse, WireReward
 from shared.api.zoom import WireBox, WireImageSize
 from shared.geometry import Box

@@ -22,6 +22,7 @@ from services.zoom.formats import (
     CanonicalOriginal,
     DecodeLimits,
     Rendering,
+    Window,
     detect_format,
     unreadable,
 )
@@ -29,7 +30,12 @@ from services.zoom.originals import OriginalCache, open_png
 from services.zoom.rendering import asked_rendering, ingest_response
 from services.zoom.sandbox import Sandbox
 from services.zoom.settings import ZoomSettings
-from services.zoom.wire import bad_box_response, blob_headers, is_unmodified
+from services.zoom.wire import (
+    bad_box_response,
+    blob_headers,
+    is_unmodified,
+    no_grey_levels_response,
+)
 from shared.api.zoom import (
     BlankRequest,
     BlankResponse,
@@ -40,7 +46,7 @@ from shared.api.zoom import (
     IngestResponse,
 )
 from shared.blobs import BlobStore
-from shared.errors import ApiProblem, BlobError
+from shared.errors import ApiProblem, BlobError, NoGreyLevels
 from shared.geometry import BadBox
 from shared.service.app import create_service_app
 from shared.service.bodies import json_body, model_response, parse_body, read_body
@@ -69,7 +75,9 @@ class Zoom:
         )
         self._originals = OriginalCache(
             self._blobs,
-            self._threads,
+            executor=self._threads,
+            decoding=self._decoding,
+            sandbox=self._sandbox,
             max_bytes=settings.cache_bytes,
             max_pixels=settings.max_pixels,
             registry=registry,
@@ -113,10 +121,15 @@ class Zoom:
         original = self._sandbox.decode(
             data, detect_format(data), rendering, with_identity=with_identity
         )
+        if original.greys is not None:
+            self._blobs.put(original.greys.blob)
         return self._blobs.put(original.png), original
 
     async def crop(self, body: bytes) -> Response:
-        """Answer a crop request, given as its JSON. Raises `BadBox` or `ApiProblem`."""
+        """Answer a crop request, given as its JSON.
+
+        Raises `BadBox`, `NoGreyLevels` or `ApiProblem`.
+        """
         answer = self._answers.get(body)
         if answer is not None:
             self._answers.move_to_end(body)
@@ -124,7 +137,9 @@ class Zoom:
             return answer
         request = parse_body(body, CropRequest)
         check_request(request, self._settings.max_pixels)
-        original = await self._originals.get(request.image)
+        asked = request.window
+        window = None if asked is None else Window(asked.center, asked.width)
+        original = await self._originals.get(request.image, window)
         try:
             crop = await self._in_thread(
                 partial(render, request, original, self._blobs, self._settings.max_pixels)
@@ -217,7 +232,12 @@ def add_routes(app: FastAPI, zoom: Zoom, max_upload_bytes: int) -> None:
         assert isinstance(error, BadBox)
         return bad_box_response(error)
 
+    async def on_no_grey_levels(_: Request, error: Exception) -> Response:
+        assert isinstance(error, NoGreyLevels)
+        return no_grey_levels_response(error)
+
     app.add_exception_handler(BadBox, on_bad_box)
+    app.add_exception_handler(NoGreyLevels, on_no_grey_levels)
 
     async def ingest(request: Request, query: Annotated[IngestQuery, Query()]) -> IngestResponse:
         rendering = asked_rendering(query)

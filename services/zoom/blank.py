@@ -2,7 +2,8 @@
 
 The fill is the harmonic one: inside the region every pixel is the mean of its four neighbours,
 and on its border the picture is as it was (a membrane stretched over the hole; at the edge of the
-image its slope is zero). It is worked out from coarse to fine: each scale starts from the coarser
+image its slope is zero). Kept grey levels are filled like the picture made of them, so the region
+is blank in every window. It is worked out from coarse to fine: each scale starts from the coarser
 one and is relaxed by a fixed number of sweeps, so that the time goes with the area and the same
 request always gives the same bytes. Pixels outside the region are never changed.
 
@@ -16,6 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from services.zoom.formats import GREY_CHUNK
+from services.zoom.greys_blob import packed, unpacked
 from shared.api.zoom import BlankRequest, BlankResponse, WireBox
 from shared.blobs import BlobStore
 from shared.errors import ApiProblem
@@ -49,12 +52,30 @@ def blank(
     filled = original.copy()
     levels = np.asarray(original.crop(window.as_tuple()))
     filled.paste(Image.fromarray(fill_levels(levels, is_blank_hw)), (window.x1, window.y1))
+    texts: dict[str, str] = {}
+    if isinstance(name := original.info.get(GREY_CHUNK), str):
+        texts[GREY_CHUNK] = _blank_greys(name, original.size, window, is_blank_hw, blobs)
     return BlankResponse(
-        image=blobs.put(encode_png(filled)),
+        image=blobs.put(encode_png(filled, texts)),
         width_px=original.width,
         height_px=original.height,
         blanked_px=int(is_blank_hw.sum()),
     )
+
+
+def _blank_greys(
+    name: str, size: tuple[int, int], window: Box, is_blank_hw: Mask, blobs: BlobStore
+) -> str:
+    """Store kept grey levels with the region filled, as the same type; the name of their blob."""
+    header, stored_hw = unpacked(blobs.get(name), size[0] * size[1])
+    filled_hw = stored_hw.copy()
+    part = filled_hw[window.y1 : window.y2, window.x1 : window.x2]
+    greys = harmonic_fill(part.astype(np.float32), ~is_blank_hw)[is_blank_hw]
+    is_whole = np.issubdtype(part.dtype, np.integer)
+    part[is_blank_hw] = np.rint(greys) if is_whole else greys
+    kept = packed(header, filled_hw)
+    assert kept is not None, "it was packed before"
+    return blobs.put(kept.blob)
 
 
 def _checked(rectangle: WireBox, original: Image.Image) -> Box:

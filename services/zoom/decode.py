@@ -2,14 +2,16 @@
 
 from services.zoom.dicom import decode_dicom
 from services.zoom.formats import (
+    KEPT,
     CanonicalOriginal,
+    DecodedFormat,
     Rendering,
     too_large,
     unreadable,
 )
+from services.zoom.kept import show_kept
 from services.zoom.nifti import decode_nifti
 from services.zoom.rasters import decode_raster
-from shared.api.zoom import SourceFormat
 from shared.errors import ApiProblem
 
 _NAMING_PATIENTS = ("dicom", "nifti")
@@ -18,7 +20,7 @@ _NAMING_PATIENTS = ("dicom", "nifti")
 
 def decode_original(
     data: bytes,
-    source_format: SourceFormat,
+    source_format: DecodedFormat,
     rendering: Rendering,
     max_pixels: int,
     *,
@@ -28,6 +30,8 @@ def decode_original(
     try:
         if source_format == "dicom":
             return decode_dicom(data, rendering, max_pixels, with_identity=with_identity)
+        if source_format == KEPT:
+            return show_kept(data, rendering, max_pixels)
         if source_format == "nifti":
             return decode_nifti(data, rendering, max_pixels)
         return decode_raster(data, source_format, rendering, max_pixels)

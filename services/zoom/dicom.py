@@ -33,6 +33,7 @@ from services.zoom.formats import (
     unsupported,
 )
 from services.zoom.greys import Samples, scale_to_levels
+from services.zoom.kept import keep_dicom
 from services.zoom.rasters import canonical
 from services.zoom.terms import MODALITIES, PHOTOMETRIC
 from services.zoom.window import grey_levels
@@ -96,6 +97,7 @@ def decode_dicom(
         raise unreadable(f"the DICOM header cannot be read ({type(error).__name__})") from error
     try:
         stored = pixel_array(dataset, raw=False, index=None if num_frames == 1 else frame - 1)
+        greys = keep_dicom(dataset, stored) if _is_grey(dataset) else None
         levels, shown = _shown(dataset, stored, rendering.windows)
     except (ApiProblem, MemoryError):
         raise
@@ -105,7 +107,8 @@ def decode_dicom(
     # The decoder host has loaded it before the first DICOM file; other files need it never.
     from services.zoom.deidentify import file_facts
 
-    return canonical(levels, "dicom", shown, file_facts(dataset, with_identity=with_identity))
+    facts = file_facts(dataset, with_identity=with_identity)
+    return canonical(levels, "dicom", shown, facts, greys)
 
 
 def _reason(error: Exception) -> str:
@@ -170,6 +173,10 @@ def check_header(dataset: Dataset, max_pixels: int) -> None:
         raise unreadable(f"{kind} with {num_samples} samples a pixel contradicts itself")
 
 
+def _is_grey(dataset: Dataset) -> bool:
+    return str(dataset.PhotometricInterpretation) in _GREY
+
+
 def _num_frames(dataset: Dataset) -> int:
     return int(dataset.get("NumberOfFrames") or 1)
 
@@ -213,7 +220,7 @@ def _shown(
 ) -> tuple[Image.Image, Shown]:
     """The image as asked for, or as a viewer would first show it; and what was applied."""
     kind = str(dataset.PhotometricInterpretation)
-    if kind in _GREY:
+    if _is_grey(dataset):
         levels, mapping, windows = grey_levels(dataset, stored, asked)
         levels = 255 - levels if kind == "MONOCHROME1" else levels
         return Image.fromarray(levels), Shown(grey_mapping=mapping, windows=windows)

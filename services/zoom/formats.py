@@ -1,6 +1,7 @@
 """Which files are taken, told by content; what may be asked of them; how decoding may end."""
 
 from http import HTTPStatus
+from typing import Literal
 
 import msgspec
 
@@ -67,17 +68,35 @@ class Shown(msgspec.Struct, frozen=True, kw_only=True):
     windows: tuple[Window, ...] = ()
 
 
+class KeptGreys(msgspec.Struct, frozen=True):
+    """The grey levels that an original was made of, as the blob they are kept in."""
+
+    name: str
+    """sha256 of the blob."""
+    blob: bytes
+
+
+KEPT: Literal["kept"] = "kept"
+"""The format of a blob of kept grey levels, which no upload is taken for."""
+DecodedFormat = SourceFormat | Literal["kept"]
+
+GREY_CHUNK = "grey-levels"
+"""Keyword of the text chunk by which the PNG of an original names its grey levels."""
+
+
 class CanonicalOriginal(msgspec.Struct, frozen=True, kw_only=True):
     """A decoded original in the one form it is kept in."""
 
     png: bytes
-    """8-bit RGB or L, upright, without metadata."""
+    """8-bit RGB or L, upright, without metadata but for the name of its grey levels."""
     width_px: int
     height_px: int
     source_format: SourceFormat
     shown: Shown
     facts_json: bytes
     """`FileFacts`, as JSON."""
+    greys: KeptGreys | None = None
+    """What another window would show; None where there is no more than the PNG has."""
 
     @property
     def window_center(self) -> float | None:

@@ -10,8 +10,7 @@ import time
 
 import msgspec
 
-from services.zoom.formats import CanonicalOriginal, DecodeLimits, Rendering
-from shared.api.zoom import SourceFormat
+from services.zoom.formats import CanonicalOriginal, DecodedFormat, DecodeLimits, Rendering
 
 _LENGTH_BYTES = 8
 _CHUNK_BYTES = 2**20
@@ -20,7 +19,7 @@ _CHUNK_BYTES = 2**20
 class DecodeRequest(msgspec.Struct, frozen=True):
     """What kind of file follows, what is asked of it, and what decoding it may cost."""
 
-    source_format: SourceFormat
+    source_format: DecodedFormat
     rendering: Rendering
     limits: DecodeLimits
     with_identity: bool

@@ -19,6 +19,12 @@ def scale_to_levels(samples: Samples, low: float, high: float) -> Levels:
     return np.rint(np.clip(scaled, 0.0, 255.0)).astype(np.uint8)
 
 
+def exact_levels(values: Samples, center: float, width: float) -> Levels:
+    """A window whose ends are exactly center ± width/2; what is no number is black."""
+    low, high = center - width / 2, center + width / 2
+    return scale_to_levels(np.where(np.isnan(values), low, values), low, high)
+
+
 def stretch_to_levels(samples: Samples, is_counted: npt.NDArray[np.bool_] | None = None) -> Levels:
     """Least value to 0, greatest to 255: for greys that say nothing of how to show them.
 

@@ -38,7 +38,8 @@ from services.zoom.formats import (
     unreadable,
     unsupported,
 )
-from services.zoom.greys import Levels, Samples, scale_to_levels, stretch_to_levels
+from services.zoom.greys import Levels, Samples, exact_levels, stretch_to_levels
+from services.zoom.kept import keep_nifti
 from services.zoom.rasters import canonical
 from shared.api.zoom import Axis, GreyMapping
 
@@ -98,9 +99,12 @@ def decode_nifti(data: bytes, rendering: Rendering, max_pixels: int) -> Canonica
             f"the NIfTI header speaks of {volume.num_bytes} bytes, the file ends after "
             f"{len(content)}"
         )
-    levels, mapping, windows = _levels(_slice(volume, content, shown), volume, rendering.windows)
+    stored = _slice(volume, content, shown)
+    values = apply_read_scaling(stored, volume.slope, volume.intercept)
+    levels, mapping, windows = _levels(values, volume, rendering.windows)
     shown = msgspec.structs.replace(shown, grey_mapping=mapping, windows=windows)
-    return canonical(Image.fromarray(levels), "nifti", shown)
+    greys = keep_nifti(stored, volume.slope, volume.intercept)
+    return canonical(Image.fromarray(levels), "nifti", shown, greys=greys)
 
 
 def read_header(head: bytes) -> Volume:
@@ -193,7 +197,7 @@ def _read(file: IO[bytes], head: bytes, num_bytes: int) -> bytearray:
 
 
 def _slice(volume: Volume, content: bytes | bytearray, shown: Shown) -> Samples:
-    """[row, column] from the upper left, rescaled."""
+    """[row, column] from the upper left, as stored."""
     stored = np.frombuffer(
         content, volume.dtype, count=math.prod(volume.shape), offset=volume.voxels_at
     )
@@ -201,7 +205,7 @@ def _slice(volume: Volume, content: bytes | bytearray, shown: Shown) -> Samples:
     voxels_xyz = apply_orientation(frame, volume.orientation)
     axis = _AXES.index(cast(Axis, shown.axis))
     upright = np.moveaxis(voxels_xyz, axis, 0)[cast(int, shown.index), ::-1, ::-1].T
-    return apply_read_scaling(np.ascontiguousarray(upright), volume.slope, volume.intercept)
+    return np.ascontiguousarray(upright)
 
 
 def _levels(
@@ -210,16 +214,11 @@ def _levels(
     """Levels, HW or HWC; how they were made; and the windows, which end exactly at c ± w/2."""
     if asked:
         windows = tuple(msgspec.structs.replace(w, function="LINEAR_EXACT") for w in asked)
-        channels = [_windowed(values, window) for window in windows]
+        channels = [exact_levels(values, window.center, window.width) for window in windows]
         levels = channels[0] if len(channels) == 1 else np.stack(channels, axis=-1)
         return levels, "requested_window", windows
     if volume.display_range is not None:
         low, high = volume.display_range
         window = Window((low + high) / 2, high - low, "LINEAR_EXACT")
-        return _windowed(values, window), "file_window", (window,)
+        return exact_levels(values, window.center, window.width), "file_window", (window,)
     return stretch_to_levels(values), "value_range", ()
-
-
-def _windowed(values: Samples, window: Window) -> Levels:
-    low, high = window.center - window.width / 2, window.center + window.width / 2
-    return scale_to_levels(np.where(np.isnan(values), low, values), low, high)

@@ -13,7 +13,9 @@ from PIL import ExifTags, Image
 
 from services.zoom.formats import (
     AS_STORED,
+    GREY_CHUNK,
     CanonicalOriginal,
+    KeptGreys,
     Rendering,
     Shown,
     check_single_frame,
@@ -68,16 +70,18 @@ def canonical(
     source_format: SourceFormat,
     shown: Shown,
     facts: FileFacts = FileFacts(),  # noqa: B008 - frozen
+    greys: KeptGreys | None = None,
 ) -> CanonicalOriginal:
-    """The PNG of an upright RGB or L image."""
+    """The PNG of an upright RGB or L image, and the grey levels it was made of."""
     levels.info = {}  # Pillow would write a colour profile found here
     return CanonicalOriginal(
-        png=encode_png(levels),
+        png=encode_png(levels, {} if greys is None else {GREY_CHUNK: greys.name}),
         width_px=levels.width,
         height_px=levels.height,
         source_format=source_format,
         shown=shown,
         facts_json=facts.model_dump_json().encode(),
+        greys=greys,
     )
 
 

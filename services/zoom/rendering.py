@@ -86,6 +86,7 @@ def ingest_response(image: str, original: CanonicalOriginal) -> IngestResponse:
         window_center=original.window_center,
         window_width=original.window_width,
         preprocessing_version=PREPROCESSING_VERSION,
+        grey=None if original.greys is None else original.greys.name,
         rendering=AppliedRendering(
             frame=shown.frame,
             num_frames=shown.num_frames,

@@ -20,12 +20,12 @@ import msgspec
 from services.zoom.formats import (
     AS_STORED,
     CanonicalOriginal,
+    DecodedFormat,
     DecodeLimits,
     Rendering,
     unreadable,
 )
 from services.zoom.frames import Answer, DecodeRequest, Refusal, read_frame, write_frame
-from shared.api.zoom import SourceFormat
 from shared.errors import ApiProblem
 
 _HOST_COMMAND = (sys.executable, "-m", "services.zoom.decoder")
@@ -51,7 +51,7 @@ class Sandbox:
     def decode(
         self,
         data: bytes,
-        source_format: SourceFormat,
+        source_format: DecodedFormat,
         rendering: Rendering = AS_STORED,
         *,
         with_identity: bool = False,

@@ -1,8 +1,10 @@
-"""HTTP details of zoom: problem documents of bad boxes, validators of blobs."""
+"""HTTP details of zoom: problem documents of what no policy should ask for, validators of blobs."""
 
 from fastapi import Request
 from fastapi.responses import JSONResponse
 
+from shared.api.zoom import NO_GREY_LEVELS
+from shared.errors import NoGreyLevels
 from shared.geometry import BadBox
 
 _IMMUTABLE = "public, max-age=31536000, immutable"
@@ -11,13 +13,22 @@ _IMMUTABLE = "public, max-age=31536000, immutable"
 
 def bad_box_response(error: BadBox) -> JSONResponse:
     """422 with the member `reason`, by which a client tells a bad box from a bad request."""
+    return _refused("Box cannot be cropped", str(error), error.reason.value)
+
+
+def no_grey_levels_response(error: NoGreyLevels) -> JSONResponse:
+    """The same of a window that cannot be set."""
+    return _refused("Window cannot be set", str(error), NO_GREY_LEVELS)
+
+
+def _refused(title: str, detail: str, reason: str) -> JSONResponse:
     return JSONResponse(
         {
             "type": "about:blank",
-            "title": "Box cannot be cropped",
+            "title": title,
             "status": 422,
-            "detail": str(error),
-            "reason": error.reason.value,
+            "detail": detail,
+            "reason": reason,
         },
         status_code=422,
         media_type="application/problem+json",

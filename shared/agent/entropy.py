@@ -32,8 +32,9 @@ def tool_entropy_nats(
 ) -> float:
     """H_tool: the highest mean of H_t over `window` consecutive argument tokens of one call.
 
-    The tokens run from the first coordinate token through the closing bracket; if there are fewer
-    than `window`, the mean is over all of them. Raises `ValueError` if there are none.
+    The tokens run from that of the first argument (a box: its first coordinate) through that in
+    which the last ends (a box: its closing bracket); if there are fewer than `window`, the mean is
+    over all of them. Raises `ValueError` if there are none.
     """
     num_tokens = len(entropies_of_argument_tokens)
     if num_tokens == 0:

@@ -1,19 +1,19 @@
-"""What the policy may look at: one problem opened, its view, and the crops a call asks for.
+"""What the policy may look at: one problem opened, its view, and the pictures a call asks for.
 
 The environment turns a parsed call into an `Observation`: the segments the policy is sent next.
-Geometry is checked here, in process, with the same functions zoom uses, so a bad box never leaves
-the loop (it becomes an error text) and the size of a crop is known before it is fetched: an
-observation that would not fit the context is never made. What zoom itself refuses is a
+What a tool shows is checked here, in process, with the same functions zoom uses, so a bad box never
+leaves the loop (it becomes an error text) and the size of a picture is known before it is fetched:
+an observation that would not fit the context is never made. What zoom itself refuses is a
 `ZoomError`. Only the problem's prompt spans are ever changed after opening, once, from None.
 """
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
 
+from shared.agent.opened import OpenedProblem, ViewLimits
 from shared.agent.prompt import (
     error_observation,
     observation_after_image,
@@ -21,6 +21,7 @@ from shared.agent.prompt import (
     prompt_after_image,
     prompt_before_image,
 )
+from shared.agent.tools import TOOLS, Arguments, Look, UnknownTool, tools_named
 from shared.api.policy import (
     GenerateRequest,
     GenerateResponse,
@@ -29,9 +30,10 @@ from shared.api.policy import (
     Segment,
     TextSegment,
 )
-from shared.api.zoom import CropRequest, CropResponse, PixelLimitsModel, WireImageSize
-from shared.geometry import Box, ImageSize, PixelLimits, place_box, smart_resize, view_to_original
-from shared.trajectory import ImageSpan, Span
+from shared.api.zoom import CropRequest, CropResponse, PixelLimitsModel
+from shared.errors import PolicyError
+from shared.geometry import ImageSize, PixelLimits
+from shared.trajectory import ImageSpan, WindowArguments
 
 _CONTROL_TOKEN = re.compile(r"<\|[a-z_]+\|>")
 _NUM_VISION_MARKS = 2
@@ -50,61 +52,11 @@ class Zoom(Protocol):
     """The zoom service as the agent loop sees it: `ZoomClient`."""
 
     async def crop(self, request: CropRequest) -> CropResponse:
-        """Render a region as the model is shown it. Raises `ZoomError` or `BadBox`."""
+        """Render a region as the model is shown it.
+
+        Raises `ZoomError`, or `BadBox` or `NoGreyLevels` for what a policy should not have asked.
+        """
         ...
-
-
-class ViewLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """How this policy is shown images, and how much: from its description."""
-
-    crop: PixelLimits
-    min_side_px: int
-    max_model_len_tokens: int
-
-
-@dataclass
-class OpenedProblem:
-    """A question about an image, ready to be attempted any number of times.
-
-    `prompt` is None until a first response has brought the token ids; all attempts share it.
-    """
-
-    image: str
-    """sha256 of the original."""
-    image_size: ImageSize
-    """Of the original."""
-    view: str
-    """sha256 of the whole image as shown."""
-    view_size: ImageSize
-    limits: ViewLimits
-    text_before: str
-    text_after: str
-    history: Sequence[Segment] = ()
-    """What follows the first question of a conversation: turns, what they were shown, further
-    questions, up to the policy's next turn."""
-    history_sizes: Sequence[ImageSize] = ()
-    """Of the images in it."""
-    prompt: list[Span] | None = None
-
-    @property
-    def prompt_segments(self) -> list[Segment]:
-        """The prompt before anyone knows its token ids."""
-        return [
-            TextSegment(text=self.text_before),
-            ImageSegment(image=self.view),
-            TextSegment(text=self.text_after),
-            *self.history,
-        ]
-
-
-class Look(msgspec.Struct, frozen=True, kw_only=True):
-    """A region the policy may be shown."""
-
-    box: Box
-    """As it will be cropped: original pixels."""
-    bbox_2d: tuple[float, float, float, float]
-    """As written: view pixels."""
-    shown_size: ImageSize
 
 
 class Observation(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,7 +66,7 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
     most_tokens: int
     """It takes no more tokens than this."""
     crop: ImageSpan | None = None
-    """The crop shown, still without token ids; None for an error text."""
+    """The picture shown, still without token ids; None for an error text."""
 
 
 async def open_problem(
@@ -125,7 +77,14 @@ async def open_problem(
     question: str,
     options: Sequence[str] = (),
 ) -> OpenedProblem:
-    """Render the view by the policy's limits and put the prompt together. Raises `ZoomError`."""
+    """Render the view by the policy's limits and put the prompt together.
+
+    Raises `ZoomError`, and `PolicyError` if the policy has a tool that this loop does not know.
+    """
+    try:
+        tools = tools_named(description.tools)
+    except UnknownTool as error:
+        raise PolicyError(str(error), is_transient=False) from error
     shown = await zoom.crop(
         CropRequest(
             image=image,
@@ -140,11 +99,13 @@ async def open_problem(
         view=shown.crop,
         view_size=ImageSize(shown.shown_width_px, shown.shown_height_px),
         limits=ViewLimits(
+            view=PixelLimits(description.view.min_pixels, description.view.max_pixels),
             crop=PixelLimits(description.crop.min_pixels, description.crop.max_pixels),
             min_side_px=description.min_side_px,
             max_model_len_tokens=description.max_model_len_tokens,
         ),
-        text_before=prompt_before_image(),
+        tools=tuple(description.tools),
+        text_before=prompt_before_image(tools),
         text_after=prompt_after_image(question, options),
     )
 
@@ -165,42 +126,26 @@ class Environment:
         self._zoom = zoom
         self._opened = opened
 
-    def place(self, bbox_2d: tuple[float, float, float, float]) -> Look:
-        """The region a call asks for. Raises `BadBox`, whose message is fit for the policy."""
-        opened = self._opened
-        corners = view_to_original(bbox_2d, opened.view_size, opened.image_size)
-        box = place_box(corners, opened.image_size, opened.limits.min_side_px)
-        shown = smart_resize(ImageSize(box.width_px, box.height_px), opened.limits.crop)
-        return Look(box=box, bbox_2d=bbox_2d, shown_size=shown)
+    def plan(self, tool: str, arguments: Arguments, window: WindowArguments | None) -> Look:
+        """The picture a call asks for, while a window is in force.
+
+        Raises `BadBox` or `BadWindow`, whose message is fit for the policy.
+        """
+        return TOOLS[tool].plan(arguments, self._opened, window)
 
     def most_tokens_of(self, look: Look) -> int:
-        """The most tokens that showing this region can take."""
-        texts = observation_before_image() + observation_after_image(look.bbox_2d)
+        """The most tokens that showing this picture can take."""
+        texts = observation_before_image() + observation_after_image(look.caption)
         return most_tokens(texts) + look.shown_size.num_image_tokens + _NUM_VISION_MARKS
 
     async def show(self, look: Look) -> Observation:
-        """Fetch the crop. Raises `ZoomError`."""
-        opened = self._opened
-        crop = await self._zoom.crop(
-            CropRequest.model_construct(
-                image=opened.image,
-                box=list(look.bbox_2d),
-                frame="view",
-                view=WireImageSize(
-                    width_px=opened.view_size.width_px, height_px=opened.view_size.height_px
-                ),
-                limits=PixelLimitsModel.model_construct(
-                    min_pixels=opened.limits.crop.min_pixels,
-                    max_pixels=opened.limits.crop.max_pixels,
-                ),
-                min_side_px=opened.limits.min_side_px,
-            )
-        )
+        """Fetch the picture. Raises `ZoomError`, `BadBox`, `NoGreyLevels`."""
+        crop = await self._zoom.crop(look.request)
         return Observation(
             segments=(
                 TextSegment.model_construct(text=observation_before_image()),
                 ImageSegment.model_construct(image=crop.crop),
-                TextSegment.model_construct(text=observation_after_image(look.bbox_2d)),
+                TextSegment.model_construct(text=observation_after_image(look.caption)),
             ),
             most_tokens=self.most_tokens_of(look),
             crop=ImageSpan(

@@ -6,7 +6,7 @@ that the server returned for it; an image is always sent as an image. Hence the 
 * The ids of an observation are learnt with the next response, so every observation on record was
   followed by a generation. The last allowed turn's call is parsed and placed but not executed
   (nothing would be sampled after it), and an observation that does not fit the context is not
-  made; in both cases `ZoomCall.crop` is None and the box does not count for CCA.
+  made; in both cases `ToolCall.crop` is None and the box does not count for CCA.
 * H_base is fixed at the trajectory's first parseable call (METHOD.md, EVR); without one it is
   taken over the first `window` of all tokens. A branch inherits it.
 * A dead policy or zoom server raises its `BoundaryError` out of `run_episode`; whatever the
@@ -20,18 +20,14 @@ from itertools import chain
 import msgspec
 
 from shared.agent.entropy import baseline_entropy_nats, tool_entropy_nats
-from shared.agent.environment import (
-    Environment,
-    Look,
-    Observation,
-    OpenedProblem,
-    Policy,
-    Zoom,
-)
+from shared.agent.environment import Environment, Observation, Policy, Zoom
+from shared.agent.opened import OpenedProblem
 from shared.agent.parser import ParsedTurn, parse_turn
 from shared.agent.prompt import TURN_STOPS
+from shared.agent.tools import BadWindow, Look, ZoomArguments, tools_named
 from shared.agent.transcript import Transcript, first_tokens, generation_of, joined
 from shared.api.policy import GenerateRequest, GenerateResponse, Segment
+from shared.errors import NoGreyLevels
 from shared.geometry import BadBox
 from shared.trajectory import (
     ForkOrigin,
@@ -39,9 +35,10 @@ from shared.trajectory import (
     Generation,
     ImageSpan,
     StopReason,
+    ToolCall,
     Trajectory,
     Turn,
-    ZoomCall,
+    WindowArguments,
 )
 
 LEAST_TURN_TOKENS = 16
@@ -58,7 +55,7 @@ class EpisodeSettings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Prefix(msgspec.Struct, frozen=True, kw_only=True):
-    """What a branch inherits: its parent up to, but without, the first coordinate of a call."""
+    """What a branch inherits: its parent up to, but without, the first argument of a call."""
 
     parent_id: str
     turns: list[Turn]
@@ -136,6 +133,7 @@ class _Episode:
         self._policy = policy
         self._opened = opened
         self._environment = Environment(zoom, opened)
+        self._tools = tools_named(opened.tools)
         self._trajectory_id = trajectory_id
         self._seed = seed
         self._settings = settings
@@ -158,7 +156,7 @@ class _Episode:
     async def take_turn(self) -> StopReason | None:
         """Sample one turn and answer its call; the reason to stop, if there is one."""
         generation = await self._sample()
-        parsed = parse_turn(generation.token_texts)
+        parsed = parse_turn(generation.token_texts, self._tools)
         self._is_well_formed &= parsed.is_well_formed
         if parsed.call is not None:
             return await self._answer_call(generation, parsed)
@@ -253,35 +251,45 @@ class _Episode:
         self._pending, self._pending_tokens = observation.segments, observation.most_tokens
         return None
 
-    def _read_call(self, parsed: ParsedTurn) -> tuple[ZoomCall, Look | None]:
-        """The call, not yet executed, and the region it asks for (None if it is bad)."""
-        assert parsed.call is not None
-        look, error = None, parsed.call.error
-        if parsed.call.bbox_2d is not None:
+    def _read_call(self, parsed: ParsedTurn) -> tuple[ToolCall, Look | None]:
+        """The call, not yet executed, and the picture it asks for (None if it is bad)."""
+        written = parsed.call
+        assert written is not None
+        look, error = None, written.error
+        if written.tool is not None and written.arguments is not None:
             try:
-                look = self._environment.place(parsed.call.bbox_2d)
-            except BadBox as bad:
+                look = self._environment.plan(written.tool, written.arguments, self._window())
+            except (BadBox, BadWindow) as bad:
                 error = str(bad)
-        call = ZoomCall(
+        arguments = written.arguments
+        asked = arguments if isinstance(arguments, WindowArguments) else None
+        call = ToolCall(
             index=sum(turn.call is not None for turn in self.turns),
+            tool=written.tool,
             first_coordinate_token=parsed.first_coordinate_token,
             end_token=parsed.end_token,
-            bbox_2d=parsed.call.bbox_2d,
+            bbox_2d=arguments.bbox_2d if isinstance(arguments, ZoomArguments) else None,
             box=None if look is None else look.box,
+            window=asked if look is None else look.window,
             crop=None,
             error=error,
             fork=None,
         )
         return call, look
 
+    def _window(self) -> WindowArguments | None:
+        """The window in force: that of the last picture shown."""
+        calls = [turn.call for turn in self.turns if turn.call is not None]
+        return next((call.window for call in reversed(calls) if call.crop is not None), None)
+
     async def _observe(
-        self, call: ZoomCall, look: Look | None
-    ) -> tuple[ZoomCall, Observation | None]:
+        self, call: ToolCall, look: Look | None
+    ) -> tuple[ToolCall, Observation | None]:
         """Execute the call; no observation if it does not fit the context whole."""
         if look is not None and self._fits(self._environment.most_tokens_of(look)):
             try:
                 shown = await self._environment.show(look)
-            except BadBox as bad:
+            except (BadBox, NoGreyLevels) as bad:
                 call = msgspec.structs.replace(call, box=None, error=str(bad))
             else:
                 return msgspec.structs.replace(call, crop=shown.crop), shown
@@ -290,7 +298,7 @@ class _Episode:
         told = self._environment.tell(call.error)
         return call, told if self._fits(told.most_tokens) else None
 
-    def _tell_call(self, call: ZoomCall, generation: Generation) -> None:
+    def _tell_call(self, call: ToolCall, generation: Generation) -> None:
         """Fix H_base at the first parseable call, and tell `on_call` of this one."""
         first, end = call.first_coordinate_token, call.end_token
         if first is None or end is None:

@@ -1,4 +1,4 @@
-"""Reads one turn of the policy: its thought, its tool call or answer, and where the box is written.
+"""Reads one turn of the policy: its thought, its tool call or answer, and where that is written.
 
 The text of a turn is the concatenation of its token texts and ends at the first `</tool_call>` or
 `</answer>`; whatever the last token holds behind that is not judged. Character positions are
@@ -7,7 +7,6 @@ Nothing here raises on what a policy wrote: a bad call is a `ParsedCall` with an
 """
 
 import json
-import math
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -17,9 +16,10 @@ from typing import NamedTuple, NoReturn, cast
 
 import msgspec
 
-from shared.agent.prompt import TURN_STOPS, ZOOM_TOOL_NAME
+from shared.agent.prompt import TURN_STOPS
+from shared.agent.tools import TOOLS, Arguments, BadArguments, Tool
 
-Bbox = tuple[float, float, float, float]
+EVERY_TOOL = tuple(TOOLS.values())
 
 _TAG = re.compile(r"</?(?:think|tool_call|answer)>")
 _WELL_FORMED = (
@@ -40,26 +40,14 @@ class BadCallReason(StrEnum):
     WRONG_ARGUMENTS = "wrong_arguments"
 
 
-CALL_ERRORS = {
-    BadCallReason.NOT_OPENED: "a call must be opened with <tool_call>",
-    BadCallReason.MALFORMED_JSON: "the call is not a JSON object",
-    BadCallReason.UNKNOWN_TOOL: f"unknown tool; the only tool is {ZOOM_TOOL_NAME}",
-    BadCallReason.WRONG_ARGUMENTS: "arguments must be a bbox_2d of four numbers",
-}
-"""What the policy is told."""
-
-
 class ParsedCall(msgspec.Struct, frozen=True, kw_only=True):
-    """One tool call: a box in view pixels, or the reason why there is none."""
+    """One tool call: the tool and its arguments, or the reason why there are none."""
 
-    bbox_2d: Bbox | None = None
-    """As written: x1, y1, x2, y2 in pixels of the view; finite, otherwise unchecked."""
+    tool: str | None = None
+    arguments: Arguments | None = None
     reason: BadCallReason | None = None
-
-    @property
-    def error(self) -> str | None:
-        """What the policy is told about a call that does not parse."""
-        return None if self.reason is None else CALL_ERRORS[self.reason]
+    error: str | None = None
+    """What the policy is told about a call that does not parse."""
 
 
 class ParsedTurn(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,27 +59,35 @@ class ParsedTurn(msgspec.Struct, frozen=True, kw_only=True):
     is_well_formed: bool
     """Exactly one thought, then exactly one call or answer, and only white space around them."""
     first_coordinate_token: int | None = None
-    """Index of the token that holds the first character of the first coordinate."""
+    """Index of the token that holds the first character of the first argument: of a box, its first
+    coordinate's."""
     end_token: int | None = None
-    """One past the token that holds the closing bracket of the box."""
+    """One past the token that holds the last character of the last argument: of a box, its closing
+    bracket."""
 
 
-class _BoxInText(NamedTuple):
-    """A parsed box and the character positions of its first digit (or sign) and closing bracket."""
+class _CallInText(NamedTuple):
+    """A parsed call and the character positions between which its arguments are written."""
 
-    bbox_2d: Bbox
+    tool: Tool
+    arguments: Arguments
     first: int
-    closing: int
+    """Of the first digit (or sign)."""
+    last: int
+    """Of the last digit or closing bracket."""
 
 
 class _BadCall(Exception):
-    def __init__(self, reason: BadCallReason) -> None:
-        super().__init__(reason)
+    def __init__(self, reason: BadCallReason, message: str) -> None:
+        super().__init__(message)
         self.reason = reason
 
 
-def parse_turn(token_texts: Sequence[str]) -> ParsedTurn:
-    """Parse the turn whose tokens spell `token_texts` (one text per token)."""
+def parse_turn(token_texts: Sequence[str], tools: Sequence[Tool] = EVERY_TOOL) -> ParsedTurn:
+    """Parse the turn whose tokens spell `token_texts` (one text per token).
+
+    `tools` are those its policy was told of; a call of another does not parse.
+    """
     text = "".join(token_texts)
     end, stop = _first_stop(text)
     if stop is None:
@@ -100,15 +96,16 @@ def parse_turn(token_texts: Sequence[str]) -> ParsedTurn:
     if stop == _CLOSE_ANSWER:
         return ParsedTurn(answer=_answer(body), is_well_formed=is_well_formed)
     try:
-        found = _parse_call(body)
-    except _BadCall as error:
-        return ParsedTurn(call=ParsedCall(reason=error.reason), is_well_formed=is_well_formed)
+        found = _parse_call(body, tools)
+    except _BadCall as bad:
+        call = ParsedCall(reason=bad.reason, error=str(bad))
+        return ParsedTurn(call=call, is_well_formed=is_well_formed)
     token_ends = list(accumulate(len(token) for token in token_texts))
     return ParsedTurn(
-        call=ParsedCall(bbox_2d=found.bbox_2d),
+        call=ParsedCall(tool=found.tool.name, arguments=found.arguments),
         is_well_formed=is_well_formed,
         first_coordinate_token=bisect_right(token_ends, found.first),
-        end_token=bisect_right(token_ends, found.closing) + 1,
+        end_token=bisect_right(token_ends, found.last) + 1,
     )
 
 
@@ -133,51 +130,60 @@ def _answer(body: str) -> str | None:
     return body[opened + len(_OPEN_ANSWER) : -len(_CLOSE_ANSWER)].strip() or None
 
 
-def _parse_call(body: str) -> _BoxInText:
+def _parse_call(body: str, tools: Sequence[Tool]) -> _CallInText:
     """The call that closes `body`; of several openings the last counts. Raises `_BadCall`."""
     opened = body.rfind(_OPEN_CALL)
     if opened < 0:
-        raise _BadCall(BadCallReason.NOT_OPENED)
+        raise _BadCall(BadCallReason.NOT_OPENED, "a call must be opened with <tool_call>")
     start = opened + len(_OPEN_CALL)
     written = body[start : -len(_CLOSE_CALL)]
     try:
         call = _STRICT.decode(written)
     except (ValueError, RecursionError):
-        raise _BadCall(BadCallReason.MALFORMED_JSON) from None
+        raise _malformed() from None
     if not isinstance(call, dict):
-        raise _BadCall(BadCallReason.MALFORMED_JSON)
+        raise _malformed()
     call = cast("dict[str, object]", call)
-    if call.get("name") != ZOOM_TOOL_NAME:
-        raise _BadCall(BadCallReason.UNKNOWN_TOOL)
-    bbox_2d = _bbox(call.get("arguments"))
-    arguments = _value_start(written, _skip(written, 0), "arguments")
-    bracket = _value_start(written, arguments, "bbox_2d")
-    _, after = _PLAIN.raw_decode(written, bracket)
-    return _BoxInText(bbox_2d, start + _skip(written, bracket + 1), start + after - 1)
-
-
-def _bbox(arguments: object) -> Bbox:
-    """The four coordinates. Raises `_BadCall`."""
+    tool = next((tool for tool in tools if tool.name == call.get("name")), None)
+    if tool is None:
+        raise _BadCall(BadCallReason.UNKNOWN_TOOL, _unknown_tool(tools))
+    arguments = call.get("arguments")
     if not isinstance(arguments, dict):
-        raise _BadCall(BadCallReason.WRONG_ARGUMENTS)
-    values = cast("dict[str, object]", arguments).get("bbox_2d")
-    if not isinstance(values, list) or len(cast("list[object]", values)) != 4:
-        raise _BadCall(BadCallReason.WRONG_ARGUMENTS)
-    x1, y1, x2, y2 = (_coordinate(value) for value in cast("list[object]", values))
-    return (x1, y1, x2, y2)
-
-
-def _coordinate(value: object) -> float:
-    """A finite JSON number; `true` is not one. Raises `_BadCall`."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _BadCall(BadCallReason.WRONG_ARGUMENTS)
+        raise _BadCall(BadCallReason.WRONG_ARGUMENTS, tool.usage)
     try:
-        coordinate = float(value)
-    except OverflowError:
-        raise _BadCall(BadCallReason.WRONG_ARGUMENTS) from None
-    if not math.isfinite(coordinate):
-        raise _BadCall(BadCallReason.WRONG_ARGUMENTS)
-    return coordinate
+        read = tool.read(cast("dict[str, object]", arguments))
+    except BadArguments:
+        raise _BadCall(BadCallReason.WRONG_ARGUMENTS, tool.usage) from None
+    first, last = _extent(written, tool)
+    return _CallInText(tool, read, start + first, start + last)
+
+
+def _malformed() -> _BadCall:
+    return _BadCall(BadCallReason.MALFORMED_JSON, "the call is not a JSON object")
+
+
+def _unknown_tool(tools: Sequence[Tool]) -> str:
+    """What the policy is told: the tools it has."""
+    *others, last = [tool.name for tool in tools]
+    if not others:
+        return f"unknown tool; the only tool is {last}"
+    return f"unknown tool; the tools are {', '.join(others)} and {last}"
+
+
+def _extent(written: str, tool: Tool) -> tuple[int, int]:
+    """Where the tool's arguments are written: first character of the first, last of the last.
+
+    A list begins with its first number, not with its bracket.
+    """
+    arguments = _value_start(written, _skip(written, 0), "arguments")
+    firsts: list[int] = []
+    ends: list[int] = []
+    for name in tool.arguments:
+        at = _value_start(written, arguments, name)
+        _, end = _PLAIN.raw_decode(written, at)
+        firsts.append(_skip(written, at + 1) if written[at] == "[" else at)
+        ends.append(end - 1)
+    return min(firsts), max(ends)
 
 
 # -- JSON with positions ------------------------------------------------------------------------

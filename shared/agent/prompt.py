@@ -8,35 +8,12 @@ import json
 import string
 from collections.abc import Sequence
 
-from shared.geometry import Box
+from shared.agent.tools import Tool
 
-ZOOM_TOOL_NAME = "zoom_in"
-
-ZOOM_TOOL_SCHEMA: dict[str, object] = {
-    "type": "function",
-    "function": {
-        "name": ZOOM_TOOL_NAME,
-        "description": "Look closer: returns the region of the original image inside the box.",
-        "parameters": {
-            "type": "object",
-            "properties": {
-                "bbox_2d": {
-                    "type": "array",
-                    "items": {"type": "number"},
-                    "minItems": 4,
-                    "maxItems": 4,
-                    "description": "[x1, y1, x2, y2] in pixels of the image as shown.",
-                }
-            },
-            "required": ["bbox_2d"],
-        },
-    },
-}
-
-SYSTEM_TEXT = (
+_ROLE_TEXT = (
     "You are a careful radiology assistant. Think inside <think></think>. To look closer at a "
     "region call a tool inside <tool_call></tool_call>. Give the final answer inside "
-    "<answer></answer>.\n\n# Tools\n\n<tools>\n" + json.dumps(ZOOM_TOOL_SCHEMA) + "\n</tools>"
+    "<answer></answer>."
 )
 
 INSTRUCTION_TEXT = " Think first, look closer where you are unsure, then answer."
@@ -64,9 +41,15 @@ def format_options(options: Sequence[str]) -> str:
     return " Options: " + " ".join(lettered)
 
 
-def prompt_before_image() -> str:
+def system_text(tools: Sequence[Tool]) -> str:
+    """The system message: the role, and the tools this policy was trained with."""
+    described = "".join(f"{json.dumps(tool.schema)}\n" for tool in tools)
+    return f"{_ROLE_TEXT}\n\n# Tools\n\n<tools>\n{described}</tools>"
+
+
+def prompt_before_image(tools: Sequence[Tool]) -> str:
     """Everything up to the image of the first user turn."""
-    return f"<|im_start|>system\n{SYSTEM_TEXT}<|im_end|>\n<|im_start|>user\n"
+    return f"<|im_start|>system\n{system_text(tools)}<|im_end|>\n<|im_start|>user\n"
 
 
 def prompt_after_image(question: str, options: Sequence[str]) -> str:
@@ -86,16 +69,9 @@ def observation_before_image() -> str:
     return "<|im_end|>\n<|im_start|>user\n<tool_response>"
 
 
-def format_bbox(bbox_2d: Sequence[float]) -> str:
-    """`[x1, y1, x2, y2]`, whole numbers without a decimal point."""
-    return "[" + ", ".join(f"{c:g}" for c in bbox_2d) + "]"
-
-
-def observation_after_image(bbox_2d: Sequence[float]) -> str:
-    """From the crop to the start of the policy's next turn; `bbox_2d` as the model wrote it."""
-    return (
-        f" zoomed view of {format_bbox(bbox_2d)}</tool_response><|im_end|>\n<|im_start|>assistant\n"
-    )
+def observation_after_image(caption: str) -> str:
+    """From the picture to the start of the policy's next turn; `caption` says what it shows."""
+    return f" {caption}</tool_response><|im_end|>\n<|im_start|>assistant\n"
 
 
 def observation_without_image() -> str:
@@ -112,14 +88,3 @@ def error_observation(message: str) -> str:
         f"{observation_before_image()}error: {message}</tool_response>"
         "<|im_end|>\n<|im_start|>assistant\n"
     )
-
-
-def tool_call_text(box_in_view: Sequence[float]) -> str:
-    """A well-formed call, as the policy writes it (for supervised scenes and tests)."""
-    arguments = json.dumps({"bbox_2d": list(box_in_view)})
-    return f'<tool_call>{{"name": "{ZOOM_TOOL_NAME}", "arguments": {arguments}}}</tool_call>'
-
-
-def describe_box(box: Box) -> str:
-    """`[x1, y1, x2, y2]` of an original-pixel box, for logs and pages."""
-    return format_bbox(box.as_tuple())

@@ -16,7 +16,7 @@ from pydantic import Field
 from shared.api.base import SHA256_PATTERN, WireModel
 from shared.api.case_result import Blanked
 from shared.api.clinic import AbstentionReason, CaseStatus, Coordinates
-from shared.api.zoom import WireBox
+from shared.api.zoom import WireBox, WireWindow
 
 
 class StartedEvent(WireModel):
@@ -46,7 +46,7 @@ class TurnEvent(WireModel):
 
 
 class UncertaintyEvent(WireModel):
-    """How sure the policy was of the place it asked to see."""
+    """How sure the policy was of what it asked to see."""
 
     event: Literal["uncertainty"] = "uncertainty"
     trajectory_id: str
@@ -60,13 +60,17 @@ class UncertaintyEvent(WireModel):
 
 
 class ZoomEvent(WireModel):
-    """The policy was shown a crop."""
+    """The policy was shown a crop, or the whole image in another window."""
 
     event: Literal["zoom"] = "zoom"
     trajectory_id: str
     turn: int
+    tool: str = "zoom_in"
+    """What it called: `zoom_in` or `set_window`."""
+    window: WireWindow | None = None
+    """The grey-level window it is shown in; null: the image's own."""
     box: WireBox
-    """As cropped, original pixels, half-open."""
+    """As cropped, original pixels, half-open; of `set_window` the whole image."""
     box_normalised: Coordinates
     """[x1, y1, x2, y2] as fractions of the image's width and height."""
     crop: str = Field(pattern=SHA256_PATTERN)

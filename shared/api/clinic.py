@@ -20,7 +20,7 @@ from shared.api.case_result import (
     UnknownConfidence,
 )
 from shared.api.headers import Deidentification, ImageHeader
-from shared.api.zoom import AppliedRendering, AppliedWindow, WireBox
+from shared.api.zoom import AppliedRendering, AppliedWindow, WindowChoice, WireBox, WireWindow
 
 RESEARCH_NOTICE = "Research use only. Not a medical device."
 
@@ -137,14 +137,18 @@ Coordinates = Annotated[list[float], Field(min_length=4, max_length=4)]
 
 
 class CaseToolCall(WireModel):
-    """A zoom as the policy asked for it."""
+    """A call of a tool as the policy wrote it."""
 
+    tool: str | None = "zoom_in"
+    """Its name: `zoom_in` or `set_window`; null if the call could not be read."""
     bbox_2d: Coordinates | None = None
-    """As written, in pixels of the view; null if it could not be read."""
+    """As written, in pixels of the view; null if it could not be read or was no zoom."""
+    window: WireWindow | None = None
+    """`set_window`: as written; `zoom_in`: the one set before; null: the image's own."""
     evidence_index: int | None = None
-    """Index into `evidence`; null if no crop was shown."""
+    """Index into `evidence`; null if no picture was shown."""
     error: str | None = None
-    """What the policy was told instead of a crop."""
+    """What the policy was told instead of a picture."""
 
 
 class CaseTurn(WireModel):
@@ -164,21 +168,26 @@ class CaseTurn(WireModel):
 
 
 class CaseEvidence(WireModel):
-    """One zoom of the shown trajectory: where it looked, what it saw, how unsure it was."""
+    """A picture the shown trajectory asked for: where it looked, what it saw, how unsure it was."""
 
     index: int
     turn: int
     """Index of the turn that asked for it."""
     text_before: str = ""
     """What the policy wrote before the call, in the same turn, unedited."""
+    tool: str = "zoom_in"
+    """What was called for it: `zoom_in` or `set_window`."""
+    window: WireWindow | None = None
+    """The grey-level window the policy had set; null: that of the image, in `windows`."""
     box: WireBox
-    """As cropped, original pixels, half-open."""
+    """As cropped, original pixels, half-open; of `set_window` the whole image."""
     box_normalised: Coordinates
     """[x1, y1, x2, y2] as fractions of the image's width and height."""
     frame: int | None = None
     """Of the file, from 1; null in a case of an earlier version."""
     windows: list[AppliedWindow] = []
-    """By which grey values became the levels that were cropped; none where they were levels."""
+    """By which grey values became the levels that were cropped; none where they were levels, or
+    where the policy had set a `window`."""
     crop: str = Field(pattern=SHA256_PATTERN)
     crop_url: str
     crop_width_px: int
@@ -189,7 +198,7 @@ class CaseEvidence(WireModel):
     tool_entropy_nats: float
     """H_tool of this call."""
     entropy_increase_nats: float
-    """ΔH = H_tool − H_base: positive where the policy was less sure of the place than before."""
+    """ΔH = H_tool − H_base: positive where the policy was less sure of its call than before."""
 
 
 class CaseAttempt(WireModel):
@@ -386,3 +395,5 @@ class ClinicDescription(WireModel):
     max_question_chars: int
     max_upload_bytes: int
     accepted_formats: list[str]
+    windows: list[WindowChoice]
+    """Names accepted as `window`."""

@@ -38,12 +38,16 @@ WindowPreset = Literal[
     "subdural",
     "stroke",
 ]
+WindowChoice = WindowPreset | Literal["ct_rgb"]
+"""A usual window by name, or three of them as red, green and blue."""
 WindowFunction = Literal["LINEAR", "LINEAR_EXACT", "SIGMOID"]
 """DICOM's VOI LUT functions (PS3.3 C.11.2.1.2 and C.11.2.1.3)."""
 GreyMapping = Literal["none", "requested_window", "file_window", "file_voi_lut", "value_range"]
 """How grey values became levels: they were levels or colours; a window that was asked for; the
 file's first window (NIfTI: its display range); the file's first VOI LUT; least value to black,
 greatest to white."""
+NO_GREY_LEVELS = "no_grey_levels"
+"""The `reason` of the problem that answers a window asked for of an image without grey levels."""
 MAX_INDEX = 2**31 - 1
 MAX_WINDOW = 1e9
 """Of centre and width, either way."""
@@ -62,8 +66,8 @@ class RenderingRequest(WireModel):
     """NIfTI: which way to slice."""
     index: int | None = Field(default=None, ge=0, le=MAX_INDEX)
     """NIfTI: the slice, as NIfTI counts from 0, towards the patient's right, front or head."""
-    window: WindowPreset | Literal["ct_rgb"] | None = None
-    """CT: a usual window, or three of them as red, green and blue."""
+    window: WindowChoice | None = None
+    """For CT."""
     window_center: float | None = Field(default=None, ge=-MAX_WINDOW, le=MAX_WINDOW)
     """With `window_width`, instead of `window`: in units after rescaling (CT: HU)."""
     window_width: float | None = Field(default=None, gt=0, le=MAX_WINDOW)
@@ -116,6 +120,9 @@ class IngestResponse(FileFacts):
     preprocessing_version: str
     """Changes whenever the same file and query may give other pixels; part of provenance."""
     rendering: AppliedRendering
+    grey: str | None = Field(default=None, pattern=SHA256_PATTERN)
+    """sha256 of the grey levels kept beside the original, which a crop's `window` shows; null
+    where the file has none (colours, and files other than DICOM and NIfTI)."""
 
 
 class ImageFacts(WireModel):
@@ -140,6 +147,13 @@ class PixelLimitsModel(WireModel):
 Coordinates = Annotated[list[float], Field(min_length=4, max_length=4)]
 
 
+class WireWindow(WireModel):
+    """A grey-level window, in units after rescaling (CT: HU)."""
+
+    center: float = Field(ge=-MAX_WINDOW, le=MAX_WINDOW)
+    width: float = Field(gt=0, le=MAX_WINDOW)
+
+
 class CropRequest(WireModel):
     """`POST /v1/crops`: a box of an original, rendered as the model is shown it.
 
@@ -153,6 +167,9 @@ class CropRequest(WireModel):
     view: WireImageSize | None = None
     limits: PixelLimitsModel
     min_side_px: int = Field(default=28, ge=1)
+    window: WireWindow | None = None
+    """Show the file's grey levels in this window instead of the one of its ingest; 422 with the
+    `reason` `no_grey_levels` where none were kept (`IngestResponse.grey`)."""
 
 
 class CropResponse(WireModel):

@@ -3,8 +3,9 @@
 What is asked of an image goes to the replica that keeps it decoded: the image's hash is the key.
 A box the model should not have asked for comes back as `geometry.BadBox`, with the reason and the
 message the service gave: the same exception that `place_box` raises in-process, and no
-`ZoomError`, because the environment answers it with an observation. Everything else that fails is
-a `ZoomError`.
+`ZoomError`, because the environment answers it with an observation. So does a window asked for of
+an image that was kept without grey levels, as `NoGreyLevels`. Everything else that fails is a
+`ZoomError`.
 """
 
 from urllib.parse import urlencode
@@ -12,6 +13,7 @@ from urllib.parse import urlencode
 import httpx
 
 from shared.api.zoom import (
+    NO_GREY_LEVELS,
     BlankRequest,
     BlankResponse,
     CropRequest,
@@ -21,7 +23,7 @@ from shared.api.zoom import (
     RenderingRequest,
 )
 from shared.clients.http import HttpBoundary, Retries, encode, read_problem
-from shared.errors import ZoomError
+from shared.errors import NoGreyLevels, ZoomError
 from shared.geometry import BadBox, BadBoxReason
 
 _JSON = {"content-type": "application/json"}
@@ -72,7 +74,10 @@ class ZoomClient:
         return (await self._http.send("GET", f"/v1/images/{image}")).content
 
     async def crop(self, request: CropRequest) -> CropResponse:
-        """Render a region as the model is shown it. Raises `BadBox` for an impossible box."""
+        """Render a region as the model is shown it.
+
+        Raises `BadBox` for an impossible box, `NoGreyLevels` for a window of an image without any.
+        """
         response = await self._http.of(request.image).send(
             "POST", "/v1/crops", content=encode(request), headers=_JSON, accept=(422,)
         )
@@ -80,6 +85,8 @@ class ZoomClient:
             problem = read_problem(response)
             if problem.reason in _BAD_BOX_REASONS:
                 raise BadBox(BadBoxReason(problem.reason), problem.detail)
+            if problem.reason == NO_GREY_LEVELS:
+                raise NoGreyLevels(problem.detail)
             raise self._http.error_of(response)
         return self._http.decode(response, CropResponse)
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.agent.parser import BadCallReason, ParsedTurn, parse_turn
-from shared.agent.prompt import tool_call_text
+from shared.agent.tools import ZOOM_IN, ZoomArguments
 
 
 def tokens(*texts: str) -> list[str]:
@@ -56,7 +56,7 @@ def test_the_box_is_found_in_any_tokenisation(
     parsed = parse_turn(token_texts)
 
     assert parsed.call is not None
-    assert parsed.call.bbox_2d == bbox_2d
+    assert parsed.call.arguments == ZoomArguments(bbox_2d)
     first, end = parsed.first_coordinate_token, parsed.end_token
     assert first is not None
     assert end is not None
@@ -188,17 +188,19 @@ def test_a_call_that_was_never_opened_is_bad() -> None:
 
 
 def test_of_several_openings_the_last_one_is_the_call() -> None:
-    body = "<tool_call>{" + tool_call_text([1, 2, 3, 4])
+    body = "<tool_call>{" + ZOOM_IN.call_text(bbox_2d=[1, 2, 3, 4])
     parsed = parse_turn(turn(body))
     assert parsed.call is not None
-    assert parsed.call.bbox_2d == (1, 2, 3, 4)
+    assert parsed.call.arguments == ZoomArguments((1, 2, 3, 4))
     assert not parsed.is_well_formed
 
 
 def test_a_second_call_in_the_same_turn_is_never_reached() -> None:
-    parsed = parse_turn(turn(tool_call_text([1, 2, 3, 4]) + tool_call_text([5, 6, 7, 8])))
+    parsed = parse_turn(
+        turn(ZOOM_IN.call_text(bbox_2d=[1, 2, 3, 4]) + ZOOM_IN.call_text(bbox_2d=[5, 6, 7, 8]))
+    )
     assert parsed.call is not None
-    assert parsed.call.bbox_2d == (1, 2, 3, 4)
+    assert parsed.call.arguments == ZoomArguments((1, 2, 3, 4))
 
 
 def test_the_box_is_not_confused_with_what_looks_like_one() -> None:

@@ -1,10 +1,11 @@
 """From a recorded trajectory to steps and evidence, with the entropies worked out by hand."""
 
+import msgspec
 import pytest
 
 from services.clinic.reasoning import evidence_of, option_text, thought_of, turns_of
 from shared.api.clinic import CaseImage
-from shared.api.zoom import AppliedRendering, AppliedWindow
+from shared.api.zoom import AppliedRendering, AppliedWindow, WireWindow
 from shared.geometry import Box, ImageSize
 from shared.trajectory import (
     ForkOrigin,
@@ -12,10 +13,11 @@ from shared.trajectory import (
     Generation,
     ImageSpan,
     StopReason,
+    ToolCall,
     Trajectory,
     Turn,
     VersionSpan,
-    ZoomCall,
+    WindowArguments,
 )
 
 IMAGE = CaseImage(
@@ -47,9 +49,9 @@ def wrote(text: str, entropies_nats: list[float]) -> Generation:
     )
 
 
-def call(box: Box | None, *, is_shown: bool = True, error: str | None = None) -> ZoomCall:
+def call(box: Box | None, *, is_shown: bool = True, error: str | None = None) -> ToolCall:
     crop = ImageSpan(token_ids=[1], image="c" * 64, size=ImageSize(84, 56)) if is_shown else None
-    return ZoomCall(
+    return ToolCall(
         index=0,
         first_coordinate_token=2 if box else None,
         end_token=12 if box else None,
@@ -138,3 +140,27 @@ def test_a_letter_names_its_choice_and_anything_else_none():
     assert option_text("", choices) is None
     assert option_text("dot", choices) is None
     assert option_text("A", []) is None
+
+
+def test_a_window_that_was_set_is_evidence_like_a_zoom_of_the_whole_image() -> None:
+    window = WindowArguments(40, 400)
+    setting = msgspec.structs.replace(
+        call(None), tool="set_window", window=window, first_coordinate_token=2, end_token=12
+    )
+    zoomed = msgspec.structs.replace(call(Box(100, 50, 200, 150)), index=1, window=window)
+    entropies = [0.0] * 2 + [1.0] * 10 + [9.0] * 8
+    turns = [Turn(generation=wrote("x" * 20, entropies), call=c) for c in (setting, zoomed)]
+    attempt = trajectory(*turns)
+
+    evidence = evidence_of("id", attempt, IMAGE)
+
+    assert [e.tool for e in evidence] == ["set_window", "zoom_in"]
+    assert [e.window for e in evidence] == [WireWindow(center=40, width=400)] * 2
+    assert evidence[0].box_normalised == [0, 0, 1, 1]
+    assert evidence[0].tool_entropy_nats == pytest.approx(1.0)
+    assert attempt.boxes == [Box(100, 50, 200, 150)], "the whole image is no place to agree on"
+    told = [turn.call for turn in turns_of(attempt, evidence)]
+    assert [(c.tool, c.window, c.evidence_index) for c in told if c is not None] == [
+        ("set_window", WireWindow(center=40, width=400), 0),
+        ("zoom_in", WireWindow(center=40, width=400), 1),
+    ]

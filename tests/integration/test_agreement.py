@@ -21,8 +21,9 @@ from services.trainer.model import Policy
 from services.trainer.sample import build_samples
 from services.zoom.app import create_app
 from services.zoom.settings import ZoomSettings
-from shared.agent.environment import OpenedProblem, open_problem
+from shared.agent.environment import open_problem
 from shared.agent.episode import EpisodeSettings, run_episode
+from shared.agent.opened import OpenedProblem
 from shared.clients.policy import PolicyClient
 from shared.clients.zoom import ZoomClient
 from shared.geometry import PixelLimits

@@ -7,7 +7,8 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from services.policy.torchvision_ops import declare_torchvision_operators
-from shared.agent.prompt import SYSTEM_TEXT
+from shared.agent.prompt import system_text
+from shared.agent.tools import ZOOM_IN
 from shared.geometry import PixelLimits
 from shared.weights import POLICY_MANIFEST, PolicyManifest
 
@@ -52,7 +53,9 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([SYSTEM_TEXT, "<answer></answer><think></think>"], trainer)
+    tokenizer.train_from_iterator(
+        [system_text((ZOOM_IN,)), "<answer></answer><think></think>"], trainer
+    )
     tokenizer.add_special_tokens([AddedToken(t, special=True) for t in CONTROL_TOKENS])
     tokenizer.add_tokens([AddedToken("<tool_call>"), AddedToken("</tool_call>")])
     return PreTrainedTokenizerFast(

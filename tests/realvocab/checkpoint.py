@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import torch
 
-from shared.agent.prompt import ZOOM_TOOL_NAME
+from shared.agent.tools import ZOOM_IN
 from shared.geometry import PATCH_FACTOR_PX, PixelLimits
 from shared.weights import POLICY_MANIFEST, PolicyManifest
 from tests.realvocab.vocabulary import CHAT_TEMPLATE, NUM_ROWS, TOKEN_IDS, build_tokenizer
@@ -110,7 +110,7 @@ def save_checkpoint(model: Qwen2_5_VLForConditionalGeneration, folder: Path) -> 
     manifest = PolicyManifest(
         format=1,
         name="qwen-vocabulary",
-        tools=[ZOOM_TOOL_NAME],
+        tools=[ZOOM_IN.name],
         view=VIEW_LIMITS,
         crop=CROP_LIMITS,
         min_side_px=28,

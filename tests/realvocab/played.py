@@ -8,8 +8,9 @@ from PIL import Image
 
 from services.local.processes import CommandLines
 from services.local.supervisor import Supervisor
-from shared.agent.environment import OpenedProblem, open_problem
+from shared.agent.environment import open_problem
 from shared.agent.episode import CallMade, EpisodeSettings, run_episode
+from shared.agent.opened import OpenedProblem
 from shared.blobs import BlobStore
 from shared.clients.policy import PolicyClient
 from shared.clients.zoom import ZoomClient

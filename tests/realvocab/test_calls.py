@@ -45,7 +45,7 @@ def check(token_texts: list[str], text: str, first: int, closing: int) -> None:
     assert "".join(token_texts) == text
     parsed = parse_turn(token_texts)
     assert parsed.call is not None
-    assert parsed.call.bbox_2d is not None
+    assert parsed.call.arguments is not None
     assert parsed.first_coordinate_token is not None
     assert parsed.end_token is not None
     kept = "".join(token_texts[: parsed.first_coordinate_token])

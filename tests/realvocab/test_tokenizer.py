@@ -11,14 +11,15 @@ from transformers import AutoTokenizer
 from services.policy.tokens import TextStream, Vocabulary
 from shared.agent.environment import most_tokens
 from shared.agent.prompt import (
-    SYSTEM_TEXT,
     VISION_PLACEHOLDERS,
     error_observation,
     observation_after_image,
     observation_before_image,
     prompt_after_image,
     prompt_before_image,
+    system_text,
 )
+from shared.agent.tools import ZOOM_IN, zoom_caption
 from tests.realvocab.vocabulary import NUM_RANKS, TOKEN_IDS, build_tokenizer, encoding, ranks
 
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
@@ -122,14 +123,18 @@ def test_the_chat_template_renders_the_prompt_of_the_agent(checkpoint: Path) -> 
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     question = prompt_after_image("Which kind?", ("ring", "disc")).split("<|im_end|>")[0]
     messages = [
-        {"role": "system", "content": SYSTEM_TEXT},
+        {"role": "system", "content": system_text((ZOOM_IN,))},
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]},
     ]
 
     def render(messages: list[dict[str, object]]) -> str:
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
-    prompt = prompt_before_image() + IMAGE + prompt_after_image("Which kind?", ("ring", "disc"))
+    prompt = (
+        prompt_before_image((ZOOM_IN,))
+        + IMAGE
+        + prompt_after_image("Which kind?", ("ring", "disc"))
+    )
     assert render(messages) == prompt
     assert render(messages[1:]).startswith(
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n" + IMAGE
@@ -140,7 +145,7 @@ def test_the_chat_template_renders_the_prompt_of_the_agent(checkpoint: Path) -> 
 @given(st.tuples(*[st.floats(-1e9, 1e9)] * 4))
 def test_no_observation_takes_more_tokens_than_its_bound(box: tuple[float, ...]) -> None:
     for text in (
-        observation_before_image() + observation_after_image(box),
+        observation_before_image() + observation_after_image(zoom_caption(box)),
         error_observation("box lies outside the image"),
     ):
         assert len(encode(text)) <= most_tokens(text)

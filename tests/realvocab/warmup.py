@@ -17,12 +17,12 @@ import torch
 from torch.nn import functional
 
 from shared.agent.prompt import (
-    ZOOM_TOOL_NAME,
     observation_after_image,
     observation_before_image,
     prompt_after_image,
     prompt_before_image,
 )
+from shared.agent.tools import ZOOM_IN, zoom_caption
 from shared.geometry import ImageSize
 from tests.realvocab.vocabulary import TOKEN_IDS, build_tokenizer
 
@@ -50,7 +50,7 @@ _CONCLUSIONS = ("now it is clear", "I can see it")
 
 def spell_call(bbox_2d: list[int], form: int) -> str:
     """The three ways in which policies of this family write a call: spaced, tight, on own lines."""
-    call = {"name": ZOOM_TOOL_NAME, "arguments": {"bbox_2d": bbox_2d}}
+    call = {"name": ZOOM_IN.name, "arguments": {"bbox_2d": bbox_2d}}
     body = json.dumps(call, separators=(",", ":") if form == 1 else None)
     return f"<tool_call>\n{body}\n</tool_call>" if form == 2 else f"<tool_call>{body}</tool_call>"
 
@@ -74,7 +74,7 @@ def _image_ids(size: ImageSize) -> list[int]:
 def _conversation(random: Random) -> _Spelt:
     """A prompt, some looks, what they show, an answer; only what the policy says is trained."""
     spans = [
-        (_ids(prompt_before_image()), False),
+        (_ids(prompt_before_image((ZOOM_IN,))), False),
         (_image_ids(VIEW_SIZE), False),
         (_ids(prompt_after_image(QUESTION, OPTIONS)), False),
     ]
@@ -85,7 +85,7 @@ def _conversation(random: Random) -> _Spelt:
             (_ids(look), True),
             (_ids(observation_before_image()), False),
             (_image_ids(CROP_SIZE), False),
-            (_ids(observation_after_image(box)), False),
+            (_ids(observation_after_image(zoom_caption(box))), False),
         ]
     answer = f"<think>{random.choice(_CONCLUSIONS)}</think><answer>{random.choice('AB')}</answer>"
     spans.append((_ids(answer), True))

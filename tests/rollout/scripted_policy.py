@@ -64,6 +64,21 @@ def rest_of_look(box: tuple[int, ...], *, inside: float = 0.5) -> list[Word]:
     return words(", ".join(map(str, box)) + "]", inside) + words("}}</tool_call>", 0.0)
 
 
+def set_window(
+    center: float, width: float, *, before: float = 0.25, inside: float = 0.5
+) -> list[Word]:
+    """A turn that sets a window; the entropies are those around and in its arguments."""
+    call = '<tool_call>{"name": "set_window", "arguments": {"center": '
+    return words(f"<think>too white</think>{call}", before) + rest_of_window(
+        center, width, inside=inside
+    )
+
+
+def rest_of_window(center: float, width: float, *, inside: float = 0.5) -> list[Word]:
+    """The same turn from its first argument on."""
+    return words(f'{center:g}, "width": {width:g}', inside) + words("}}</tool_call>", 0.0)
+
+
 def answer(text: str, nats: float = 0.25) -> list[Word]:
     """A turn that answers."""
     return words(f"<think>clear now</think><answer>{text}</answer>", nats)
@@ -100,6 +115,7 @@ class ScriptedPolicy:
     run: str = "base"
     """Training run of the weights."""
     version: int = 3
+    tools: list[str] = field(default_factory=lambda: ["zoom_in"])
     max_model_len_tokens: int = 100_000
     requests: list[GenerateRequest] = field(default_factory=list)
     num_described: int = 0
@@ -119,7 +135,7 @@ class ScriptedPolicy:
             weights_sha256="a" * 64,
             channel=None,
             entropy_mode="exact",
-            tools=["zoom_in"],
+            tools=self.tools,
             view=VIEW,
             crop=CROP,
             min_side_px=28,

@@ -16,8 +16,9 @@ from services.rollout.branching import BranchingSettings
 from services.rollout.group import roll_out
 from services.zoom.app import create_app as create_zoom
 from services.zoom.settings import ZoomSettings
-from shared.agent.environment import OpenedProblem, open_problem
+from shared.agent.environment import open_problem
 from shared.agent.episode import EpisodeSettings
+from shared.agent.opened import OpenedProblem
 from shared.blobs import BlobStore
 from shared.clients.cca import CcaClient
 from shared.clients.http import Retries

@@ -17,8 +17,6 @@ from services.trainer.tiny.wording import (
     look_turn,
 )
 from shared.agent.prompt import (
-    SYSTEM_TEXT,
-    ZOOM_TOOL_SCHEMA,
     error_observation,
     format_options,
     next_question,
@@ -27,7 +25,9 @@ from shared.agent.prompt import (
     observation_without_image,
     prompt_after_image,
     prompt_before_image,
+    system_text,
 )
+from shared.agent.tools import ZOOM_IN, zoom_caption
 
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 
@@ -71,7 +71,7 @@ def test_no_token_but_the_single_digits_has_a_digit(
 
 
 def test_prompt_and_turns_are_few_tokens(base_tokenizer: PreTrainedTokenizerBase) -> None:
-    before = ids(base_tokenizer, prompt_before_image())
+    before = ids(base_tokenizer, prompt_before_image((ZOOM_IN,)))
     after = ids(base_tokenizer, prompt_after_image(QUESTION, OPTIONS))
     assert len(before) + len(after) <= 40
     look = ids(base_tokenizer, look_turn(LOOK_THOUGHTS[0], (112, 105, 154, 147)))
@@ -93,10 +93,10 @@ def test_the_chat_template_renders_the_prompt_of_the_agent(
     tail = " Think first, look closer where you are unsure, then answer."
     call = {"name": "zoom_in", "arguments": {"bbox_2d": [7, 14, 49, 56]}}
     messages = [
-        {"role": "system", "content": SYSTEM_TEXT},
+        {"role": "system", "content": system_text((ZOOM_IN,))},
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question + tail}]},
     ]
-    prompt = prompt_before_image() + IMAGE + prompt_after_image(QUESTION, OPTIONS)
+    prompt = prompt_before_image((ZOOM_IN,)) + IMAGE + prompt_after_image(QUESTION, OPTIONS)
     rendered = base_tokenizer.apply_chat_template(
         messages, tokenize=False, add_generation_prompt=True
     )
@@ -114,7 +114,7 @@ def test_the_chat_template_renders_the_prompt_of_the_agent(
         + look_turn(LOOK_THOUGHTS[0], (7, 14, 49, 56))
         + observation_before_image()
         + IMAGE
-        + observation_after_image((7, 14, 49, 56))
+        + observation_after_image(zoom_caption((7, 14, 49, 56)))
     )
 
 
@@ -144,16 +144,16 @@ def test_the_chat_template_renders_a_further_question_as_the_agent_does(
 def test_the_chat_template_spells_tools_and_errors_as_the_agent_does(
     base_tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    bare = SYSTEM_TEXT.split("\n\n# Tools")[0]
+    bare = system_text((ZOOM_IN,)).split("\n\n# Tools")[0]
     rendered = base_tokenizer.apply_chat_template(
         [
             {"role": "system", "content": bare},
             {"role": "tool", "content": "error: box lies outside the image"},
         ],
-        tools=[ZOOM_TOOL_SCHEMA],
+        tools=[ZOOM_IN.schema],
         tokenize=False,
         add_generation_prompt=True,
     )
-    assert rendered.startswith(f"<|im_start|>system\n{SYSTEM_TEXT}<|im_end|>\n")
+    assert rendered.startswith(f"<|im_start|>system\n{system_text((ZOOM_IN,))}<|im_end|>\n")
     observed = error_observation("box lies outside the image").removeprefix("<|im_end|>\n")
     assert rendered.endswith(observed)

@@ -23,6 +23,7 @@ from shared.agent.prompt import (  # noqa: E402
     prompt_after_image,
     prompt_before_image,
 )
+from shared.agent.tools import ZOOM_IN, zoom_caption  # noqa: E402
 from shared.blobs import BlobStore  # noqa: E402
 from shared.geometry import Box, ImageSize  # noqa: E402
 from shared.problem import AnswerKind  # noqa: E402
@@ -36,11 +37,11 @@ from shared.trajectory import (  # noqa: E402
     RewardBreakdown,
     StopReason,
     TextSpan,
+    ToolCall,
     Trajectory,
     TrajectoryGroup,
     Turn,
     VersionSpan,
-    ZoomCall,
     make_group_id,
 )
 
@@ -123,7 +124,7 @@ class GroupBuilder:
         crop = self.picture(crop_seed)
         return Turn(
             generation=self.generation(look_turn("I look closer there.", bbox), version, rng),
-            call=ZoomCall(
+            call=ToolCall(
                 index=0,
                 first_coordinate_token=4,
                 end_token=10,
@@ -143,7 +144,7 @@ class GroupBuilder:
             observation=[
                 self.text(observation_before_image()),
                 crop,
-                self.text(observation_after_image(bbox)),
+                self.text(observation_after_image(zoom_caption(bbox))),
             ],
         )
 
@@ -222,7 +223,7 @@ class GroupBuilder:
             view_size=view.size,
             answer_kind=AnswerKind.CHOICE,
             prompt=[
-                self.text(prompt_before_image()),
+                self.text(prompt_before_image((ZOOM_IN,))),
                 view,
                 self.text(prompt_after_image(QUESTION, OPTIONS)),
             ],

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +27,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
     parser.add_argument("--steps", type=positive, default=_DEFAULT_STEPS, help="optimizer steps")
     parser.add_argument(
-        "--start", type=Path, help="checkpoint to go on from, without the first two stages"
+        "--start", type=Path, help="checkpoint to go on from: only what is said is learnt"
+    )
+    parser.add_argument(
+        "--tools",
+        nargs="+",
+        choices=("zoom_in", "set_window"),
+        default=["zoom_in"],
+        help="what the policy is told of, and its manifest says",
     )
     parser.add_argument("--seed", type=int, default=0, help="of initialisation and order")
     parser.add_argument("--threads", type=positive, default=2, help="CPU threads")
@@ -66,25 +73,28 @@ def _make(args: argparse.Namespace, scenes: "SceneFile") -> None:
     from services.trainer.tiny.checkpoint import save_checkpoint, start_from
     from services.trainer.tiny.measure import measure
     from services.trainer.tiny.pretrain import pretrain
-    from services.trainer.tiny.recipe import PretrainSettings
+    from services.trainer.tiny.recipe import PretrainSettings, further_settings
     from services.trainer.tiny.tokenizer import build_tokenizer
     from services.trainer.tiny.wording import corpus
+    from shared.agent.tools import tools_named
 
     torch.set_num_threads(args.threads)
-    tokenizer = build_tokenizer(corpus(scenes.question, scenes.options))
+    tools = tools_named(args.tools)
+    tokenizer = build_tokenizer(corpus(scenes.question, scenes.options, tools))
     model = build_model(build_config(tokenizer), args.seed)
     settings = PretrainSettings(num_steps=args.steps, seed=args.seed)
     earlier: dict[str, object] = {}
     if args.start:
-        earlier = start_from(model, args.start)
-        settings = replace(settings, vision_steps=0, text_steps=0)
-    steps = pretrain(model, tokenizer, scenes, settings)
+        earlier = start_from(model, tokenizer, args.start)
+        settings = further_settings(args.steps, args.seed)
+    steps = pretrain(model, tokenizer, scenes, settings, tools)
     probed = measure(
         model.eval(),
         tokenizer,
         scenes.question,
         scenes.options,
         scenes.probes,
+        tools=tools,
         samples_per_probe=4,
         seed=args.seed,
     )
@@ -96,6 +106,7 @@ def _make(args: argparse.Namespace, scenes: "SceneFile") -> None:
     }
     made_by = {
         "command": f"medvr tiny-base --steps {args.steps} --seed {args.seed}"
+        + (f" --tools {' '.join(args.tools)}" if args.tools != ["zoom_in"] else "")
         + (" --start EARLIER" if args.start else ""),
         "scenes": scenes.about,
         "seed": args.seed,
@@ -105,7 +116,7 @@ def _make(args: argparse.Namespace, scenes: "SceneFile") -> None:
         "metrics": metrics,
         **({"started_from": earlier} if earlier else {}),
     }
-    save_checkpoint(model, tokenizer, made_by, args.out)
+    save_checkpoint(model, tokenizer, made_by, args.out, tools)
     sys.stdout.write(f"{metrics}\n")
 
 

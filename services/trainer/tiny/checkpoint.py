@@ -1,5 +1,6 @@
 """Writes and describes the base checkpoint: an ordinary HF folder plus `medvr.json`."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import msgspec
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLForConditionalGeneration
 
 from services.trainer.tiny.architecture import CROP_LIMITS, VIEW_LIMITS, save_processor
-from shared.agent.prompt import ZOOM_TOOL_NAME
+from shared.agent.tools import Tool
 from shared.weights import PolicyManifest
 
 MANIFEST = "medvr.json"
@@ -19,6 +20,7 @@ def save_checkpoint(
     tokenizer: PreTrainedTokenizerFast,
     made_by: dict[str, Any],
     folder: Path,
+    tools: Sequence[Tool],
 ) -> None:
     """Weights, configuration, tokenizer, processor and manifest; the manifest comes last."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -27,7 +29,7 @@ def save_checkpoint(
     manifest = PolicyManifest(
         format=1,
         name="tiny",
-        tools=[ZOOM_TOOL_NAME],
+        tools=[tool.name for tool in tools],
         view=VIEW_LIMITS,
         crop=CROP_LIMITS,
         min_side_px=28,
@@ -38,9 +40,25 @@ def save_checkpoint(
     (folder / MANIFEST).write_bytes(encoded + b"\n")
 
 
-def start_from(model: Qwen2_5_VLForConditionalGeneration, folder: Path) -> dict[str, Any]:
-    """Load an earlier checkpoint's weights into the model; what its manifest says of its making."""
+def start_from(
+    model: Qwen2_5_VLForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: Path
+) -> dict[str, Any]:
+    """Load an earlier checkpoint's weights into the model; what its manifest says of its making.
+
+    The vocabularies may differ, as they do when there is a tool more to speak of: a token that is
+    new keeps the embedding it was initialised with.
+    """
     earlier = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder).float()
-    model.load_state_dict(earlier.state_dict())
+    known = PreTrainedTokenizerFast.from_pretrained(folder).get_vocab()
+    weights = earlier.state_dict()
+    own = model.state_dict()
+    vocabulary = tokenizer.get_vocab()
+    shared = [token for token in vocabulary if token in known]
+    new_ids, old_ids = ([v[token] for token in shared] for v in (vocabulary, known))
+    for name, tensor in own.items():
+        if tensor.shape[0] == len(tokenizer) and weights[name].shape[0] == len(known):
+            tensor[new_ids] = weights[name][old_ids]
+        else:
+            tensor.copy_(weights[name])
     manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=PolicyManifest)
     return manifest.made_by

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase, Qwen2_5_VLForConditionalGenera
 from services.trainer.tiny.sampling import Sampled, sample
 from services.trainer.tiny.scenes import Probe
 from services.trainer.tiny.sequences import Speller
+from shared.agent.tools import Tool
 from shared.geometry import Box
 
 LARGEST_HIT_SHARE = 1 / 9
@@ -45,11 +46,12 @@ def measure(
     options: tuple[str, ...],
     probes: Sequence[Probe],
     *,
+    tools: Sequence[Tool],
     samples_per_probe: int,
     seed: int,
 ) -> ProbeMetrics:
     """Sample and count."""
-    speller = Speller(tokenizer, question, options)
+    speller = Speller(tokenizer, question, options, tools=tools)
     pictures = [Image.open(io.BytesIO(probe.image_png)).convert("RGB") for probe in probes]
     generator = torch.Generator().manual_seed(seed)
     repeated = [p for p in range(len(probes)) for _ in range(samples_per_probe)]

@@ -9,8 +9,8 @@ Deterministic from the seed for a given thread count.
 """
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from random import Random
 
 import torch
@@ -26,6 +26,7 @@ from services.trainer.tiny.scenes import Scene, SceneFile
 from services.trainer.tiny.sequences import Batch, Speller
 from services.trainer.tiny.warmup import warm_text_up, warm_vision_up
 from services.trainer.tiny.wording import ANSWER_THOUGHTS, LOOK_THOUGHTS
+from shared.agent.tools import ZOOM_IN, Tool
 from shared.progress import progress
 
 
@@ -70,6 +71,7 @@ def _spelt(scenes: list[Scene], speller: Speller, random: Random) -> Batch:
                 scene.answer,
                 (random.randrange(len(LOOK_THOUGHTS)), random.randrange(len(ANSWER_THOUGHTS))),
                 is_imitated=look.is_imitated,
+                window=scene.window,
             )
             for scene in scenes
             for look in scene.looks
@@ -77,15 +79,37 @@ def _spelt(scenes: list[Scene], speller: Speller, random: Random) -> Batch:
     )
 
 
-def _features(model: Qwen2_5_VLForConditionalGeneration, scenes: list[Scene]) -> torch.Tensor:
-    """Image tokens in the order of the batch: for each look its scene's view, then its crop."""
-    num_looks = sum(len(scene.looks) for scene in scenes)
+@dataclass(frozen=True)
+class _Seen:
+    """Image tokens of the scenes of a step; L looks in all, scene by scene."""
+
+    views_NTH: torch.Tensor
+    """One view a scene: where the target shows."""
+    crops_LTH: torch.Tensor
+    in_order_TH: torch.Tensor
+    """Of all conversations one after the other: what is shown first, the view, the crop."""
+
+
+def _seen(model: Qwen2_5_VLForConditionalGeneration, scenes: list[Scene]) -> _Seen:
+    """Every picture is encoded once, however many looks there are into it."""
     pngs = [scene.view_png for scene in scenes]
     pngs += [look.crop_png for scene in scenes for look in scene.looks]
+    hidden = [scene for scene in scenes if scene.first_png is not None]
+    pngs += [scene.first_png for scene in hidden if scene.first_png is not None]
     encoded = image_features(model.model.visual, to_patches(decode_all(pngs)), PATCH_GRID_HW)
-    view_of_look = [i for i, scene in enumerate(scenes) for _ in scene.looks]
-    views, crops = encoded[view_of_look], encoded[len(scenes) :]
-    return torch.stack([views, crops], dim=1).reshape(num_looks, 2, *encoded.shape[1:])
+    order: list[int] = []
+    crop, first = len(scenes), len(pngs) - len(hidden)
+    for view, scene in enumerate(scenes):
+        before = [view] if scene.first_png is None else [first, view]
+        first += len(before) - 1
+        for _ in scene.looks:
+            order += [*before, crop]
+            crop += 1
+    return _Seen(
+        views_NTH=encoded[: len(scenes)],
+        crops_LTH=encoded[len(scenes) : len(pngs) - len(hidden)],
+        in_order_TH=encoded[order].flatten(0, 1),
+    )
 
 
 def _optimizer(model: nn.Module, hint: nn.Module, settings: PretrainSettings) -> torch.optim.AdamW:
@@ -104,9 +128,10 @@ def pretrain(
     tokenizer: PreTrainedTokenizerBase,
     scene_file: SceneFile,
     settings: PretrainSettings,
+    tools: Sequence[Tool] = (ZOOM_IN,),
 ) -> list[StepMetrics]:
-    """Train the model in place; the metrics of every step."""
-    speller = Speller(tokenizer, scene_file.question, scene_file.options)
+    """Train the model in place for a policy of these tools; the metrics of every step."""
+    speller = Speller(tokenizer, scene_file.question, scene_file.options, tools=tools)
     trainer = _Trainer(model, speller, len(scene_file.options), settings)
     warm_vision_up(model, trainer.hints, scene_file.scenes, settings, trainer.random)
     views = scene_file.scenes[: settings.num_text_scenes]
@@ -115,7 +140,7 @@ def pretrain(
     order = _scene_order(len(scene_file.scenes), settings)
     with progress(order, title="base", total=settings.num_steps) as bar:
         for step, indices in enumerate(bar):
-            scenes = [scene_file.scenes[i] for i in indices]
+            scenes = [_trimmed(scene_file.scenes[i], settings) for i in indices]
             metrics.append(trainer.step(scenes, learning_rate(step, settings)))
             recent = metrics[-20:]
             bar.set_postfix(
@@ -124,6 +149,12 @@ def pretrain(
                 reading=f"{sum(m.reading_accuracy for m in recent) / len(recent):.3f}",
             )
     return metrics
+
+
+def _trimmed(scene: Scene, settings: PretrainSettings) -> Scene:
+    """With as many looks as a step takes; a scene's first look is the one to be read."""
+    number = settings.looks_per_scene
+    return scene if number is None else replace(scene, looks=scene.looks[-number:])
 
 
 class _Trainer:
@@ -147,23 +178,24 @@ class _Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         batch = _spelt(scenes, self.speller, self.random)
-        features = _features(self.model, scenes)
-        hidden_BLH = hidden_states(self.model, batch, self.speller.image_pad_id, features)
+        with torch.set_grad_enabled(not self.settings.is_vision_held):
+            seen = _seen(self.model, scenes)
+        hidden_BLH = hidden_states(self.model, batch, self.speller.image_pad_id, seen.in_order_TH)
         loss, _, _ = trained_loss(self.model, hidden_BLH, batch)
         scene_of_look = [scene for scene in scenes for _ in scene.looks]
-        before_speaking = hidden_BLH[:, len(self.speller.prompt_ids) - 1]
+        before_look = [len(self.speller.before_look(scene.window)[0]) for scene in scene_of_look]
+        before_speaking = hidden_BLH[torch.arange(len(before_look)), torch.tensor(before_look) - 1]
         sure, kinds = _sure_and_kinds(scenes)
         sure_looks = [
             (scene, look) for scene in scenes for look in scene.looks if look.shows(scene.target)
         ]
-        first_looks = [scene_of_look.index(scene) for scene in scenes]
         logits, answers = letter_logits(self.model, hidden_BLH, batch, self.letters)
         hint_loss = (
             functional.cross_entropy(
-                self.hints.kind_logits(features[sure, 1], sure_looks), kinds[sure]
+                self.hints.kind_logits(seen.crops_LTH[sure], sure_looks), kinds[sure]
             )
-            + self.hints.crop_salience_loss(features[sure, 1], sure_looks)
-            + self.hints.view_salience_loss(features[first_looks, 0], scenes)
+            + self.hints.crop_salience_loss(seen.crops_LTH[sure], sure_looks)
+            + self.hints.view_salience_loss(seen.views_NTH, scenes)
             + self.hints.place_loss(before_speaking, scene_of_look)
             + functional.cross_entropy(logits[sure], answers[sure])
         )

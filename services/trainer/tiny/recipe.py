@@ -30,5 +30,22 @@ class PretrainSettings:
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     hint_weight: float = 0.5
-    """Of the vision hint's loss beside the policy's."""
+    """Of the hints' losses beside the policy's."""
+    is_vision_held: bool = False
+    """Whether the vision tower stays as it is in the last stage too: a step costs half."""
+    looks_per_scene: int | None = None
+    """How many of a scene's looks a step takes, the imitated first; None: all."""
     seed: int = 0
+
+
+def further_settings(num_steps: int, seed: int) -> PretrainSettings:
+    """For going on from a checkpoint that can see: only what is said is learnt."""
+    return PretrainSettings(
+        num_steps=num_steps,
+        scenes_per_step=24,
+        vision_steps=0,
+        text_steps=0,
+        is_vision_held=True,
+        looks_per_scene=1,
+        seed=seed,
+    )

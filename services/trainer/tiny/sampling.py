@@ -20,6 +20,7 @@ from services.trainer.tiny.forward import hidden_states, image_features
 from services.trainer.tiny.pixels import to_patches
 from services.trainer.tiny.recipe import PATCH_GRID_HW
 from services.trainer.tiny.sequences import Speller
+from shared.agent.tools import zoom_caption
 from shared.geometry import (
     BadBox,
     BadBoxReason,
@@ -164,7 +165,7 @@ def sample(
     if zoomed:
         crop_features = encode_pictures(model, [crops[i][1] for i in zoomed])  # pyright: ignore[reportOptionalSubscript]
         prefixes = [
-            [*speller.prompt_ids, *first[i], *speller.observation_ids(boxes[i])]  # pyright: ignore[reportArgumentType]
+            [*speller.prompt_ids, *first[i], *speller.observation_ids(zoom_caption(boxes[i]))]  # pyright: ignore[reportArgumentType]
             for i in zoomed
         ]
         features = torch.stack([views[zoomed], crop_features], dim=1)

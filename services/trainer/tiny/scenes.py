@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from shared.errors import MedvrError
 
-FORMAT = "2"
+FORMAT = "3"
 
 
 class SceneFileError(MedvrError):
@@ -43,6 +43,10 @@ class Scene:
     answer: str
     target: tuple[float, float]
     """Its centre, in view pixels: for the hints, never in a sequence."""
+    first_png: bytes | None = None
+    """What is shown before a window is set, where the target does not show at once."""
+    window: tuple[int, int] | None = None
+    """(center, width) of the window to be set then; the view and the looks are in it."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,9 @@ def read_scene_file(path: Path) -> SceneFile:
                 for look in row["looks"]
             )
             x, y = row["target"]
-            scenes.append(Scene(row["image_png"], looks, row["answer"], (x, y)))
+            window = tuple(row["window"]) or None
+            scene = Scene(row["image_png"], looks, row["answer"], (x, y), row["first_png"], window)
+            scenes.append(scene)
     return SceneFile(
         question=about["question"],
         options=tuple(about["options"].split("\n")),

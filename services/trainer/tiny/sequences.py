@@ -5,19 +5,28 @@ the same ids. An image is `<|vision_start|>`, its placeholders and `<|vision_end
 at (t, h, w) positions as mRoPE wants them. All images are of one size (36 tokens).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from services.trainer.tiny.wording import ANSWER_THOUGHTS, LOOK_THOUGHTS, answer_turn, look_turn
+from services.trainer.tiny.wording import (
+    ANSWER_THOUGHTS,
+    LOOK_THOUGHTS,
+    answer_turn,
+    look_turn,
+    window_turn,
+)
 from shared.agent.prompt import (
     observation_after_image,
     observation_before_image,
     prompt_after_image,
     prompt_before_image,
 )
+from shared.agent.tools import ZOOM_IN, Tool, window_caption, zoom_caption
+from shared.trajectory import WindowArguments
 
 IGNORED = -100
 
@@ -43,6 +52,7 @@ class Speller:
         question: str,
         options: tuple[str, ...],
         grid_hw: tuple[int, int] = (6, 6),
+        tools: Sequence[Tool] = (ZOOM_IN,),
     ) -> None:
         self.tokenizer = tokenizer
         self.grid_hw = grid_hw
@@ -56,7 +66,7 @@ class Speller:
         self.turn_end_id = self.token("<|im_end|>")
         self.pad_id = self.token("<|endoftext|>")
         self.prompt_ids = [
-            *self.ids(prompt_before_image()),
+            *self.ids(prompt_before_image(tools)),
             *self.image_ids,
             *self.ids(prompt_after_image(question, options)),
         ]
@@ -73,13 +83,24 @@ class Speller:
         """The ids of one text segment."""
         return list(self._encoded(text))
 
-    def observation_ids(self, bbox_2d: tuple[int, ...]) -> list[int]:
-        """From the end of a zooming turn to the start of the next."""
+    def observation_ids(self, caption: str) -> list[int]:
+        """From the end of a turn with a call to the start of the next."""
         return [
             *self._ids_of_text(observation_before_image()),
             *self.image_ids,
-            *self._ids_of_text(observation_after_image(bbox_2d)),
+            *self._ids_of_text(observation_after_image(caption)),
         ]
+
+    def before_look(self, window: tuple[int, int] | None) -> tuple[list[int], list[int]]:
+        """(ids, labels) up to the turn that looks: the prompt, and a window set if there is one."""
+        ids, labels = list(self.prompt_ids), [IGNORED] * len(self.prompt_ids)
+        if window is None:
+            return ids, labels
+        setting = self._ids_of_text(window_turn(window))
+        observation = self.observation_ids(window_caption(WindowArguments(*window)))
+        ids += [*setting, *observation]
+        labels += [*setting, self.turn_end_id, *[IGNORED] * (len(observation) - 1)]
+        return ids, labels
 
     def conversation(
         self,
@@ -88,18 +109,19 @@ class Speller:
         thoughts: tuple[int, int],
         *,
         is_imitated: bool = True,
+        window: tuple[int, int] | None = None,
     ) -> tuple[list[int], list[int]]:
-        """(ids, labels) of prompt, look, observation, answer; what the policy says is trained.
+        """(ids, labels) of prompt, window, look, observation, answer; what it says is trained.
 
-        A look that is not imitated is not trained: only the answer after it is.
+        A look that is not imitated is not trained: only the window before and the answer after it.
         """
+        ids, labels = self.before_look(window)
         look = list(self._ids_of_text(look_turn(LOOK_THOUGHTS[thoughts[0]], bbox_2d)))
         final = list(self._ids_of_text(answer_turn(ANSWER_THOUGHTS[thoughts[1]], answer)))
         final.append(self.turn_end_id)
-        observation = self.observation_ids(bbox_2d)
-        ids = [*self.prompt_ids, *look, *observation, *final]
-        labels = [
-            *[IGNORED] * len(self.prompt_ids),
+        observation = self.observation_ids(zoom_caption(bbox_2d))
+        ids += [*look, *observation, *final]
+        labels += [
             *(look if is_imitated else [IGNORED] * len(look)),
             *[self.turn_end_id],
             *[IGNORED] * (len(observation) - 1),

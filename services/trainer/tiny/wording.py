@@ -5,14 +5,17 @@ alone. `services.problems` has its own copy of the question and options (service
 other); the scene file carries them, and the corpus below needs them only to give them long tokens.
 """
 
+from collections.abc import Sequence
+
 from shared.agent.prompt import (
     error_observation,
     observation_after_image,
     observation_before_image,
     prompt_after_image,
     prompt_before_image,
-    tool_call_text,
 )
+from shared.agent.tools import SET_WINDOW, ZOOM_IN, Tool, window_caption, zoom_caption
+from shared.trajectory import WindowArguments
 
 LOOK_THOUGHTS = (
     "I look closer there.",
@@ -21,6 +24,9 @@ LOOK_THOUGHTS = (
     "This place is unclear to me.",
 )
 """What the policy may think before it calls the tool."""
+
+WINDOW_THOUGHT = "Nothing shows in this window."
+"""What it thinks before it sets another."""
 
 ANSWER_THOUGHTS = (
     "Now I can see it.",
@@ -34,7 +40,13 @@ IMAGE_TEXT = "<|vision_start|><|image_pad|><|vision_end|>"
 
 def look_turn(thought: str, bbox_2d: tuple[int, int, int, int]) -> str:
     """A turn that ends in a zoom."""
-    return f"<think>{thought}</think>{tool_call_text(bbox_2d)}"
+    return f"<think>{thought}</think>{ZOOM_IN.call_text(bbox_2d=bbox_2d)}"
+
+
+def window_turn(window: tuple[int, int]) -> str:
+    """A turn that ends in setting a window, (center, width)."""
+    center, width = window
+    return f"<think>{WINDOW_THOUGHT}</think>{SET_WINDOW.call_text(center=center, width=width)}"
 
 
 def answer_turn(thought: str, answer: str) -> str:
@@ -42,23 +54,33 @@ def answer_turn(thought: str, answer: str) -> str:
     return f"<think>{thought}</think><answer>{answer}</answer>"
 
 
-def corpus(question: str, options: tuple[str, ...]) -> list[str]:
+def corpus(
+    question: str, options: tuple[str, ...], tools: Sequence[Tool] = (ZOOM_IN,)
+) -> list[str]:
     """Whole conversations, enough for byte-pair merges to make each fixed sentence one token."""
-    box = (14, 35, 56, 77)
-    conversations = []
-    for look in LOOK_THOUGHTS:
-        for answer in ANSWER_THOUGHTS:
-            conversations.append(
-                prompt_before_image()
-                + IMAGE_TEXT
-                + prompt_after_image(question, options)
-                + look_turn(look, box)
-                + observation_before_image()
-                + IMAGE_TEXT
-                + observation_after_image(box)
-                + answer_turn(answer, "A")
-                + "<|im_end|>\n"
-            )
+    box, window = (14, 35, 56, 77), (40, 350)
+    setting = (
+        window_turn(window)
+        + observation_before_image()
+        + IMAGE_TEXT
+        + observation_after_image(window_caption(WindowArguments(*window)))
+        if SET_WINDOW in tools
+        else ""
+    )
+    conversations = [
+        prompt_before_image(tools)
+        + IMAGE_TEXT
+        + prompt_after_image(question, options)
+        + setting
+        + look_turn(look, box)
+        + observation_before_image()
+        + IMAGE_TEXT
+        + observation_after_image(zoom_caption(box))
+        + answer_turn(answer, "A")
+        + "<|im_end|>\n"
+        for look in LOOK_THOUGHTS
+        for answer in ANSWER_THOUGHTS
+    ]
     conversations.append(error_observation("box must have x1 < x2 and y1 < y2"))
     conversations.append(error_observation("box lies outside the image"))
     return conversations
