@@ -143,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", type=Path, default=WINDOWING, help="checkpoint")
     parser.add_argument("--problems", type=int, default=200, help="phantoms")
     parser.add_argument("--phantoms-seed", type=int, default=SEED, help="of the phantoms")
-    parser.add_argument("--temperature", type=float, default=1.0, choices=(0.0, 1.0))
+    parser.add_argument("--temperature", type=float, default=0.0, choices=(0.0, 1.0))
     parser.add_argument("--seed", type=int, default=0, help="of the sampling")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="for logs and blobs")
     print_outcome(outcome_of(asyncio.run(measure(parser.parse_args(argv)))))

@@ -54,9 +54,7 @@ def blank(
     filled.paste(Image.fromarray(fill_levels(levels, is_blank_hw)), (window.x1, window.y1))
     texts: dict[str, str] = {}
     if isinstance(name := original.info.get(GREY_CHUNK), str):
-        texts[GREY_CHUNK] = _blank_greys(
-            name, original.width * original.height, window, is_blank_hw, blobs
-        )
+        texts[GREY_CHUNK] = _blank_greys(name, original.size, window, is_blank_hw, blobs)
     return BlankResponse(
         image=blobs.put(encode_png(filled, texts)),
         width_px=original.width,
