@@ -57,7 +57,7 @@ chaos: install ## Kills every process at random moments of a training run, empti
 bench: install ## All benchmarks; refreshes the table in benchmarks/README.md (about 18 minutes)
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-bench-%: install ## One: bench-cca, bench-zoom, bench-entropy, bench-rollout, bench-loop, bench-trainer, bench-evidence, bench-trainer_gpu
+bench-%: install ## One: bench-cca, bench-zoom, bench-entropy, bench-rollout, bench-loop, bench-trainer, bench-evidence, bench-windowing, bench-trainer_gpu
 	@$(BIN)/python -m benchmarks.$* $(ARGS)
 
 check: install ## ruff, pyright, import contracts

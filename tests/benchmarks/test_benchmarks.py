@@ -7,7 +7,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import cca, entropy, evidence, loop, record, rollout, trainer, trainer_gpu, zoom
+from benchmarks import (
+    cca,
+    entropy,
+    evidence,
+    loop,
+    record,
+    rollout,
+    trainer,
+    trainer_gpu,
+    windowing,
+    zoom,
+)
 from benchmarks.__main__ import NAMES
 from benchmarks.__main__ import main as run_all
 from benchmarks.outcome import Outcome, decode_outcome
@@ -147,5 +158,5 @@ def test_a_name_that_is_no_benchmark_is_refused_with_those_there_are(
 
 def test_every_benchmark_has_a_module() -> None:
     assert {sys.modules[f"benchmarks.{name}"] for name in NAMES} == {
-        cca, entropy, evidence, loop, rollout, trainer, zoom,
+        cca, entropy, evidence, loop, rollout, trainer, windowing, zoom,
     }  # fmt: skip
