@@ -54,10 +54,10 @@ test: install browser ## All tests, with the real components (under 30 minutes)
 chaos: install ## Kills every process at random moments of a training run, empties Redis, audits the outcome
 	@$(BIN)/python -m tests.chaos $(ARGS)
 
-bench: install ## All benchmarks; refreshes the table in benchmarks/README.md (about 18 minutes)
+bench: install ## All benchmarks; refreshes the table in benchmarks/README.md (about 20 minutes)
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-bench-%: install ## One: bench-cca, bench-zoom, bench-entropy, bench-rollout, bench-loop, bench-trainer, bench-evidence, bench-windowing, bench-trainer_gpu
+bench-%: install ## One: bench-cca, bench-zoom, bench-entropy, bench-rollout, bench-loop, bench-clinic, bench-trainer, bench-evidence, bench-windowing, bench-trainer_gpu
 	@$(BIN)/python -m benchmarks.$* $(ARGS)
 
 check: install ## ruff, pyright, import contracts

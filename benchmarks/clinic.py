@@ -18,8 +18,10 @@ Then so many cases at a time: throughput, latencies, and errors, of which there 
 import argparse
 import asyncio
 import dataclasses
+import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,14 +30,14 @@ from typing import Any
 import httpx
 import numpy as np
 
-from benchmarks.cpu import cpu_seconds
+from benchmarks.cpu import cpu_seconds, machine_busy_seconds, own_cpu_seconds
 from benchmarks.outcome import Figure, Outcome, make_outcome, print_outcome
 from benchmarks.pairs import Spread, measure_pairs
 from benchmarks.policy_wire import PolicyWire, covered_s, policy_wire
 from benchmarks.problems import SEED
 from benchmarks.services import FOLDER, TRAINED, benchmark_stack, policy_spec
-from services.clinic.casework import trajectory_seed
 from services.clinic.reasoning import wire_box
+from services.clinic.rounds import trajectory_seed
 from services.local.processes import CommandLines
 from services.local.spec import ProcessSpec
 from services.local.stack import Stack
@@ -121,10 +123,10 @@ class Measurement:
         """Close the connections."""
         await self._http.aclose()
 
-    async def _ask(self, image: bytes, seed: int) -> Case:
+    async def _ask(self, http: httpx.AsyncClient, image: bytes, seed: int) -> Case:
         """A case that has ended. Raises `httpx.HTTPError` or `ValueError` if it is none."""
         form = {"question": QUESTION, "choices": list(OPTIONS), "k": str(self._k)}
-        answer = await self._http.post(
+        answer = await http.post(
             f"{self._url}/v1/cases",
             data=form | {"seed": str(seed)},
             files={"image": ("scan.png", image, "image/png")},
@@ -140,7 +142,7 @@ class Measurement:
         image = next(self._images)
         self._wire.taken()
         started = time.perf_counter()
-        case = await self._ask(image, repeat)
+        case = await self._ask(self._http, image, repeat)
         wall_s = time.perf_counter() - started
         self.stages.append(case.timings.model_dump())
         return self._counted(self.by_clinic, wall_s)
@@ -202,28 +204,37 @@ class Measurement:
             )
         )
 
-    async def under_load(self, num_cases: int, num_callers: int) -> tuple[list[float], int, float]:
-        """Seconds of each case, cases that failed, and seconds in all."""
+    async def under_load(self, num_cases: int, num_callers: int) -> "Load":
+        """So many cases, so many at a time, each caller on a connection of its own."""
         images = [next(self._images) for _ in range(num_cases)]
         waiting = iter(
             progress(list(enumerate(images)), title=f"{num_callers} callers", unit="case")
         )
-        latencies: list[float] = []
-        num_errors = 0
+        load = Load()
 
-        async def caller() -> None:
-            nonlocal num_errors
+        async def caller(http: httpx.AsyncClient) -> None:
             for seed, image in waiting:
                 started = time.perf_counter()
                 try:
-                    await self._ask(image, seed)
-                except (httpx.HTTPError, ValueError):
-                    num_errors += 1
-                latencies.append(time.perf_counter() - started)
+                    await self._ask(http, image, seed)
+                except (httpx.HTTPError, ValueError) as error:
+                    load.errors[f"{type(error).__name__}: {error}"] += 1
+                load.latencies_s.append(time.perf_counter() - started)
 
-        started = time.perf_counter()
-        await asyncio.gather(*(caller() for _ in range(num_callers)))
-        return latencies, num_errors, time.perf_counter() - started
+        async with open_client(_TIMEOUT, has_tls=False) as http:
+            started = time.perf_counter()
+            await asyncio.gather(*(caller(http) for _ in range(num_callers)))
+            load.seconds = time.perf_counter() - started
+        return load
+
+
+@dataclass
+class Load:
+    """What many cases at a time were like."""
+
+    latencies_s: list[float] = field(default_factory=list[float])
+    errors: Counter[str] = field(default_factory=Counter[str])
+    seconds: float = 0.0
 
 
 def clinic_spec(lines: CommandLines, num_cases: int) -> ProcessSpec:
@@ -234,9 +245,11 @@ def clinic_spec(lines: CommandLines, num_cases: int) -> ProcessSpec:
     )
 
 
-def pid_of(stack: Stack, name: str) -> int:
-    """Of a running service."""
-    return next(child.pid for child in stack.supervisor.children() if child.name == name)
+def load_of(stack: Stack) -> dict[str, float]:
+    """Processor seconds so far, by service; of others on the machine; and by the clock."""
+    used = {child.name: cpu_seconds(child.pid) for child in stack.supervisor.children()}
+    own_s = sum(used.values()) + own_cpu_seconds(os.getpid())
+    return used | {"others": machine_busy_seconds() - own_s, "clock": time.perf_counter()}
 
 
 async def measure(
@@ -250,31 +263,30 @@ async def measure(
         )
         measurement.by_clinic, measurement.bare = Overheads(), Overheads()
         measurement.stages.clear()
-        clinic_pid = pid_of(stack, "clinic")
-        before_s = cpu_seconds(clinic_pid)
+        idle = load_of(stack)
         pairs = await measure_pairs(
             measurement.case_by_clinic,
             measurement.case_bare,
             repeats=args.repeats,
             title="one case at a time",
         )
-        cpu_ms = 1e3 * (cpu_seconds(clinic_pid) - before_s) / args.repeats
-        latencies, num_errors, seconds = await measurement.under_load(args.cases, args.callers)
+        busy = load_of(stack)
+        load = await measurement.under_load(args.cases, args.callers)
     finally:
         await measurement.aclose()
     overhead_ms = measurement.by_clinic.overhead_ms
     p50, p95 = np.quantile(overhead_ms, [0.5, 0.95]).tolist()
     added = Spread.of([1e3 * (a - b) for a, b in zip(pairs.first, pairs.second, strict=True)])
-    load_p50, load_p95 = np.quantile(latencies, [0.5, 0.95]).tolist()
+    load_p50, load_p95 = np.quantile(load.latencies_s, [0.5, 0.95]).tolist()
     callers = f"{args.callers} cases at a time"
     return make_outcome(
         Figure("clinic, overhead p50", p50, "ms above the policy's own time", AIM),
         also=[
             Figure("clinic, overhead p95", p95, "ms above the policy's own time"),
             Figure("clinic, over the bare agent loop", added.median, "ms more overhead"),
-            Figure(f"clinic, {callers}", args.cases / seconds, "cases per second"),
+            Figure(f"clinic, {callers}", args.cases / load.seconds, "cases per second"),
             Figure(f"clinic, {callers}, p95", load_p95, "s"),
-            Figure(f"clinic, {callers}, errors", num_errors, "cases", "<= 0"),
+            Figure(f"clinic, {callers}, errors", load.errors.total(), "cases", "<= 0"),
         ],
         detail={
             "k": args.k,
@@ -282,7 +294,12 @@ async def measure(
             "clinic": measurement.by_clinic.described(),
             "bare": measurement.bare.described(),
             "added_ms": added.as_list(),
-            "clinic_cpu_ms_per_case": cpu_ms,
+            "cpu_ms_per_pair": {
+                name: 1e3 * (busy[name] - idle[name]) / args.repeats
+                for name in ("clinic", "zoom", "cca", "policy")
+            },
+            "processors_used_by_others": (busy["others"] - idle["others"])
+            / (busy["clock"] - idle["clock"]),
             "clinic_stages_ms": {
                 name: 1e3 * float(np.median([stages[name] for stages in measurement.stages]))
                 for name in measurement.stages[0]
@@ -292,8 +309,8 @@ async def measure(
                 "callers": args.callers,
                 "p50_s": load_p50,
                 "p95_s": load_p95,
-                "errors": num_errors,
-                "seconds": seconds,
+                "errors": dict(load.errors),
+                "seconds": load.seconds,
             },
         },
     )
@@ -319,8 +336,8 @@ def run(args: argparse.Namespace) -> Outcome:
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(prog="benchmarks.clinic", description=__doc__)
-    parser.add_argument("--repeats", type=int, default=60, help="cases in turns with the bare loop")
-    parser.add_argument("--cases", type=int, default=256, help="cases under load")
+    parser.add_argument("--repeats", type=int, default=40, help="cases in turns with the bare loop")
+    parser.add_argument("--cases", type=int, default=128, help="cases under load")
     parser.add_argument("--callers", type=int, default=64, help="cases at a time")
     parser.add_argument("--k", type=int, default=5, help="trajectories per case")
     parser.add_argument("--model", type=Path, default=TRAINED, help="checkpoint of the policy")

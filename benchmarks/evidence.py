@@ -1,17 +1,19 @@
 """`python -m benchmarks.evidence`: is the confidence true, and is the evidence why?
 
 The trained policy (vLLM on CPU), zoom and cca answer phantoms through the clinic's own casework, K
-trajectories each. A calibration is fitted on a part of them and judged on the rest: the figure is
-its expected calibration error there, beside that of the raw agreement, and the risk of answering
-only the surest. Some problems are then asked again with the evidence blanked and with as much area
-elsewhere blanked: how often the majority's answer changes. What is random is seeded, but vLLM's
-sums depend on what is computed together, so that two runs differ by a few answers.
+trajectories each: of brain, on which it was trained, and as many of retina and CT, on which it was
+not and errs. A calibration is fitted on a part of them and judged on the rest: the figure is its
+expected calibration error there, beside that of the raw agreement, and the risk of answering only
+the surest. Some problems are asked again with the evidence blanked and with as much area elsewhere
+blanked: how often the majority's answer changes. What is random is seeded, but vLLM's sums depend
+on what is computed together, so that two runs differ by a few answers.
 """
 
 import argparse
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import chain, islice
 from pathlib import Path
 
 from benchmarks.outcome import Figure, Outcome, make_outcome, print_outcome
@@ -24,7 +26,7 @@ from services.clinic.fitting import RiskAt, risk_coverage
 from services.clinic.provenance import prompt_sha256
 from services.clinic.rounds import Neighbours
 from services.problems.ingest import ingest_phantoms
-from services.problems.phantoms import render_phantoms
+from services.problems.phantoms import Phantom, render_phantoms
 from shared.api.clinic import Case
 from shared.blobs import BlobStore
 from shared.clients.cca import CcaClient
@@ -40,6 +42,7 @@ SEED = 7
 MAX_TURN_TOKENS = 512
 HELD_OUT = 0.4
 COVERAGES = (0.5, 0.7, 0.9)
+KINDS = ("brain", "retina", "ct")
 
 
 class Asked:
@@ -48,6 +51,10 @@ class Asked:
     def __init__(self, problem: Problem, lesion: Box, case: Case, *, is_right: bool) -> None:
         self.problem, self.case, self.is_right = problem, case, is_right
         self._lesion = lesion
+
+    def is_of(self, kind: str) -> bool:
+        """Whether it is a phantom of this kind."""
+        return self.problem.modality == kind
 
     @property
     def record(self) -> CalibrationRecord:
@@ -70,9 +77,15 @@ class Asked:
         )
 
 
+def mixed_phantoms(num: int) -> Iterator[Phantom]:
+    """So many of each kind as of the others, in turn."""
+    kinds = [render_phantoms(kind, SEED, -(-num // len(KINDS))) for kind in KINDS]
+    return islice(chain.from_iterable(zip(*kinds, strict=True)), num)
+
+
 async def ask_all(neighbours: Neighbours, args: argparse.Namespace) -> list[Asked]:
     """Every problem as a case, the first `args.verified` of them verified."""
-    phantoms = render_phantoms("brain", SEED, args.problems)
+    phantoms = mixed_phantoms(args.problems)
     problems, lesions = await ingest_phantoms(phantoms, neighbours.zoom, lambda _: None)
     boxes = dict(lesions)
     calibrator = Calibrator(
@@ -109,7 +122,10 @@ async def measure(args: argparse.Namespace) -> tuple[Calibration, Judged, list[A
                 await client.aclose()
     config = CalibrationConfig(
         problem_set=ProblemSetManifest(
-            name="benchmark", num_problems=len(asked), seed=SEED, source="phantoms of brain"
+            name="benchmark",
+            num_problems=len(asked),
+            seed=SEED,
+            source=f"phantoms of {', '.join(KINDS)}",
         ),
         problem_set_sha256=problems_sha256([a.problem for a in asked]),
         num_problems=len(asked),
@@ -180,7 +196,10 @@ def outcome_of(args: argparse.Namespace) -> Outcome:
             "date": datetime.now(UTC).date().isoformat(),
             "k": args.k,
             "problems": len(asked),
-            "accuracy_of_answered": share([a.is_right for a in asked if a.case.answer]),
+            "accuracy_of_answered": {
+                kind: share([a.is_right for a in asked if a.is_of(kind) and a.case.answer])
+                for kind in KINDS
+            },
             "answered": share([a.case.answer is not None for a in asked]),
             "held_out": held.model_dump(),
             "weights": dict(
@@ -192,6 +211,7 @@ def outcome_of(args: argparse.Namespace) -> Outcome:
             },
             "flips": {
                 "all": every,
+                **{kind: flips([a for a in verified if a.is_of(kind)]) for kind in KINDS},
                 "right": flips([a for a in verified if a.is_right]),
                 "wrong": flips([a for a in verified if not a.is_right]),
                 "lesion_in_evidence": flips([a for a in verified if a.has_seen_the_lesion]),
@@ -204,8 +224,8 @@ def outcome_of(args: argparse.Namespace) -> Outcome:
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(prog="benchmarks.evidence", description=__doc__)
-    parser.add_argument("--problems", type=int, default=400, help="phantoms asked about")
-    parser.add_argument("--verified", type=int, default=150, help="of them, asked twice more")
+    parser.add_argument("--problems", type=int, default=240, help="phantoms asked about")
+    parser.add_argument("--verified", type=int, default=90, help="of them, asked twice more")
     parser.add_argument("--k", type=int, default=5, help="trajectories per question")
     parser.add_argument("--concurrency", type=int, default=12, help="cases at a time")
     parser.add_argument("--model", type=Path, default=TRAINED, help="checkpoint to serve")

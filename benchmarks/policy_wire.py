@@ -11,6 +11,7 @@ import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
+from typing import cast
 
 GENERATE = b"POST /medvr/v1/generate"
 
@@ -28,10 +29,13 @@ class _Call:
 class _Wire:
     def __init__(self, port: int) -> None:
         self._port = port
+        self._open: dict[asyncio.Task[None], tuple[asyncio.StreamWriter, ...]] = {}
         self.calls: list[_Call] = []
 
     async def connect(self, asking: asyncio.StreamReader, caller: asyncio.StreamWriter) -> None:
         answering, server = await asyncio.open_connection("127.0.0.1", self._port)
+        task = cast("asyncio.Task[None]", asyncio.current_task())
+        self._open[task] = caller, server
         call: _Call | None = None
 
         async def requests() -> None:
@@ -53,6 +57,14 @@ class _Wire:
             caller.close()
 
         await asyncio.gather(requests(), answers(), return_exceptions=True)
+        del self._open[task]
+
+    async def close(self) -> None:
+        """End all connections."""
+        for writers in self._open.values():
+            for writer in writers:
+                writer.close()
+        await asyncio.gather(*self._open)
 
     def taken(self) -> list[Interval]:
         """The turns that were sampled, since it was asked last."""
@@ -74,6 +86,8 @@ async def _serve(port: int, pipe: Connection) -> None:
     asyncio.get_running_loop().add_reader(pipe.fileno(), on_message)
     pipe.send(server.sockets[0].getsockname()[1])
     await is_over.wait()
+    server.close()
+    await wire.close()
 
 
 def _main(port: int, pipe: Connection) -> None:
@@ -101,6 +115,7 @@ def policy_wire(port: int) -> Generator[PolicyWire]:
     near, far = context.Pipe()
     process = context.Process(target=_main, args=(port, far), daemon=True)
     process.start()
+    far.close()  # a wire that did not come up is noticed
     try:
         yield PolicyWire(near, near.recv())
     finally:

@@ -14,6 +14,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OURS = ("services", "shared")
 DISTRIBUTION_OF = {
     "PIL": "pillow",
+    "dicomanonymizer": "dicom-anonymizer",
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",
     "starlette": "fastapi",

@@ -105,9 +105,9 @@ async def answer_case(
         policy = neighbours.policy.of_group(case.case_id)
         description = await policy.describe()
         opened = await open_case(neighbours, description, case, case.image.sha256)
-        context = None
         if earlier:
             opened, context = await reminded(policy, description, opened, case, earlier)
+            case = case.model_copy(update={"context": context})
     with watch.stage("trajectories_s"):
         trajectories = await run_trajectories(
             neighbours, case, description, opened, prefix=case.case_id, tell=tell
@@ -119,7 +119,6 @@ async def answer_case(
     versions = versions_of(trajectories)
     calibration = standing.calibration
     made_by = {
-        "context": context,
         "policy": CasePolicy(
             model=description.model,
             run=description.run,
@@ -164,6 +163,8 @@ def judge(case: Case, loaded: LoadedCalibration | None) -> Case:
         num_trajectories=made_by.num_trajectories,
         prompt_sha256=made_by.prompt_sha256,
     )
+    if reason is None and case.follows is not None:
+        reason = UnknownConfidence.OTHER_PROMPT
     if features is None:
         reason = UnknownConfidence.NOT_ANSWERED
     confidence = None

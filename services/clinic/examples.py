@@ -295,6 +295,7 @@ EXAMPLE_DESCRIPTION = ClinicDescription(
     max_question_chars=2000,
     max_upload_bytes=64 * 1024 * 1024,
     accepted_formats=["PNG", "JPEG", "WebP", "TIFF", "DICOM", "NIfTI"],
+    windows=["lung", "brain", "ct_rgb"],
 )
 
 Responses = dict[int | str, dict[str, Any]]

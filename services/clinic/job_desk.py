@@ -148,6 +148,8 @@ class JobDesk:
         """
         await self.settle()
         await self._cancel_abandoned()
+        for case_id in await asyncio.to_thread(self.store.running_cases):
+            await self.desk.wait_for(case_id, 0)  # begun, if whoever was to begin it is gone
         if self._sender is None:
             return
         waiting = await asyncio.to_thread(self.store.waiting)

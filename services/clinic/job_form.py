@@ -39,6 +39,7 @@ class JobForm(msgspec.Struct, frozen=True, kw_only=True):
     choices: Sequence[str]
     k: int | None
     seed: int | None
+    verify: bool
     rendering: RenderingRequest
 
 
@@ -119,6 +120,7 @@ async def _rows_of(
                 choices=list(form.choices),
                 k=None,
                 seed=None,
+                verify=None,
                 rendering={},
             )
             for number in range(1, len(form.images) + 1)
@@ -184,6 +186,7 @@ def _check_of(
             choices=row.choices,
             k=form.k if row.k is None else row.k,
             seed=form.seed if row.seed is None else row.seed,
+            verify=form.verify if row.verify is None else row.verify,
             rendering=form.rendering.model_copy(update=row.rendering),
         )
 

@@ -34,7 +34,7 @@ from shared.service.logs import new_request_id
 
 jobs_router = APIRouter(prefix="/v1", tags=["jobs"])
 
-_FIELDS = ("images", "questions", "question", "choices", "k", "seed", *RENDERING_FIELDS)
+_FIELDS = ("images", "questions", "question", "choices", "k", "seed", "verify", *RENDERING_FIELDS)
 _MANY = ("images", "choices")
 _PAGE = 100
 _WORK_WAIT_S = 5
@@ -144,6 +144,7 @@ async def create_job(
         ),
     ] = None,
     seed: Annotated[int | None, Form(description="Where the row says none.", examples=[7])] = None,
+    verify: Annotated[bool, Form(description="As of a case; where the row does not say.")] = False,
 ) -> Response:
     """Check the form, store the job, send for its items."""
     form = JobForm(
@@ -153,6 +154,7 @@ async def create_job(
         choices=choices or [],
         k=k,
         seed=seed,
+        verify=verify,
         rendering=rendering,
     )
     check_form(form, state.settings)
@@ -184,8 +186,9 @@ async def create_job(
     if key is not None:
         names = [image.filename for image in images] if questions is not None else []
         asked = [] if questions is None else await image_hashes([questions])
+        settings = (k, seed, verify, rendering.model_dump())
         fingerprint = fingerprint_of(
-            *("job", hashes, names, asked, question, form.choices, k, seed, rendering.model_dump())
+            *("job", hashes, names, asked, question, form.choices), *settings
         )
     return sent(await state.repetitions.once(key, fingerprint, work))
 

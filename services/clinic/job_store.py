@@ -190,6 +190,12 @@ class JobStore:
             lambda session: [ItemName(*row) for row in session.execute(statement)]
         )
 
+    def running_cases(self) -> list[str]:
+        """The cases of the items that have begun and not ended."""
+        statement = select(JobItemRow.case_id).where(JobItemRow.status == ItemStatus.RUNNING.value)
+        found = self._transactions.read(lambda session: list(session.scalars(statement)))
+        return [case_id for case_id in found if case_id is not None]
+
     def abandoned_cases(self) -> list[str]:
         """The cases that run although their job was cancelled."""
         statement = (

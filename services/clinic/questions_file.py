@@ -5,9 +5,9 @@
 
 UTF-8, comma-separated, with a header. `image` is the name of an uploaded file or the SHA-256 of
 its bytes; `choices` is one cell with | between them, or several columns of that name. The other
-columns are fields of a case's form: k, seed, and which picture of the file is meant (frame, axis,
-index, window, window_center, window_width). `image` and `question` are needed. No cell is ever
-quoted in an error: a name or a question may tell who the patient is.
+columns are fields of a case's form: k, seed, verify, and which picture of the file is meant
+(frame, axis, index, window, window_center, window_width). `image` and `question` are needed. No
+cell is ever quoted in an error: a name or a question may tell who the patient is.
 """
 
 import csv
@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from shared.api.zoom import RenderingRequest
 
 _RENDERING = tuple(RenderingRequest.model_fields)
-COLUMNS = ("image", "question", "choices", "k", "seed", *_RENDERING)
+COLUMNS = ("image", "question", "choices", "k", "seed", "verify", *_RENDERING)
 REPEATED_COLUMN = "choices"
 _NEEDED = ("image", "question")
 _MAX_DIGITS = 20
@@ -37,6 +37,7 @@ class QuestionRow(msgspec.Struct, frozen=True, kw_only=True):
     choices: list[str]
     k: int | None
     seed: int | None
+    verify: bool | None
     rendering: dict[str, object]
     """The fields of `RenderingRequest` that the row gives."""
 
@@ -132,6 +133,7 @@ def _row(
         choices=[choice.strip() for cell in given if cell for choice in cell.split("|")],
         k=_number("k", by_name.get("k", "")),
         seed=_number("seed", by_name.get("seed", "")),
+        verify=_yes_or_no("verify", by_name.get("verify", "")),
         rendering=_rendering({name: by_name[name] for name in _RENDERING if by_name.get(name)}),
     )
 
@@ -142,6 +144,15 @@ def _rendering(cells: dict[str, str]) -> dict[str, object]:
     except ValidationError as error:
         wrong = error.errors(include_url=False, include_input=False)
         raise BadRow("; ".join(f"{each['loc'][0]}: {each['msg']}" for each in wrong)) from error
+
+
+def _yes_or_no(name: str, cell: str) -> bool | None:
+    if not cell:
+        return None
+    said = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+    if cell.casefold() not in said:
+        raise BadRow(f"{name} is none of {', '.join(said)}")
+    return said[cell.casefold()]
 
 
 def _number(name: str, cell: str) -> int | None:

@@ -5,7 +5,7 @@ the blob store stays there.
 """
 
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi import Path as PathParameter
@@ -28,6 +28,7 @@ from services.clinic.state import CaseId, Show, State, found_case, no_such_case
 from services.clinic.store import UnknownCase
 from shared.api.case_result import Blanked
 from shared.api.clinic import Case, CasePage, ClinicDescription
+from shared.api.zoom import WindowPreset
 from shared.blobs import BlobStore
 from shared.errors import ApiProblem, BlobError
 
@@ -240,4 +241,5 @@ def describe(state: State) -> ClinicDescription:
         max_question_chars=settings.max_question_chars,
         max_upload_bytes=settings.max_upload_bytes,
         accepted_formats=["PNG", "JPEG", "WebP", "TIFF", "DICOM", "NIfTI"],
+        windows=[*get_args(WindowPreset), "ct_rgb"],
     )

@@ -56,6 +56,8 @@ def links_of(case: Case) -> CaseLinks:
         evidence_blanked=None if without is None else without.image_url,
         elsewhere_blanked=None if control is None else control.image_url,
         cancel=f"{here}/cancel" if case.status is CaseStatus.RUNNING else None,
+        follow_ups=f"{here}/follow-ups" if case.status is CaseStatus.ANSWERED else None,
+        feedback=f"{here}/feedback",
         withheld=f"{here}?show={SHOW_WITHHELD}" if withholds(case) else None,
     )
 

@@ -5,7 +5,6 @@ look at the header alone: no pixel is read for text, so that "not stated" promis
 """
 
 import warnings
-from functools import cache
 from typing import Any, cast
 
 from pydicom.dataset import Dataset
@@ -19,20 +18,16 @@ with warnings.catch_warnings():  # it asks pydicom for a module that pydicom 4 w
 
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _MAX_REASONS = 8
+_RULES = DeidRecipe("dicom")
 _CLEAN = "whitelist"
 """The group of rules by which a header speaks for clean pixels."""
-
-
-@cache
-def _recipe() -> DeidRecipe:
-    return DeidRecipe("dicom")
 
 
 def burned_in_text(dataset: Dataset) -> tuple[BurnedInText, list[str]]:
     """What the header says of text in the pixels, and the rules that hold."""
     try:
         said = str(dataset.get("BurnedInAnnotation") or "").strip().upper()
-        found = has_burned_pixels(dataset, deid=_recipe())
+        found = has_burned_pixels(dataset, deid=_RULES)
         results = cast("list[dict[str, Any]]", found["results"])
         sop_class = str(dataset.get("SOPClassUID") or "")
     except Exception as error:  # noqa: BLE001 - a damaged header speaks for nothing

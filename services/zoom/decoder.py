@@ -7,12 +7,12 @@ host then says so. The host ends when stdin does.
 """
 
 import contextlib
-import importlib
 import logging
 import math
 import os
 import resource
 import warnings
+from functools import cache
 from pathlib import Path
 
 import msgspec
@@ -31,9 +31,17 @@ def serve_frames(requests: int, answers: int) -> None:
         while True:
             request = msgspec.msgpack.decode(read_frame(requests), type=DecodeRequest)
             if request.source_format == "dicom":
-                importlib.import_module("services.zoom.deidentify")
+                _load_deidentification()
             answer = decode_in_child(request, read_frame(requests))
             write_frame(answers, answer or msgspec.msgpack.encode(_GAVE_UP))
+
+
+@cache
+def _load_deidentification() -> None:
+    """Its libraries, and what they compile when they are first used: the children inherit it."""
+    from services.zoom.deidentify import warm_up
+
+    warm_up()
 
 
 def decode_in_child(request: DecodeRequest, data: bytes) -> bytes:

@@ -11,14 +11,13 @@ fails is deleted: no header costs a file its picture.
 
 import math
 from collections.abc import Callable
-from functools import cache
 from importlib.metadata import version
 from itertools import islice
 from typing import Any, cast
 
 from dicomanonymizer.simpledicomanonymizer import anonymize_dataset, initialize_actions
-from pydicom.dataset import Dataset
-from pydicom.uid import UID
+from pydicom.dataset import Dataset, FileDataset
+from pydicom.uid import UID, CTImageStorage
 
 from services.zoom.burned_in import burned_in_text
 from services.zoom.identity import identity_of
@@ -32,19 +31,49 @@ Action = Callable[[Dataset, tuple[int, int]], None]
 Actions = dict[tuple[int, int], Action]
 
 _MAX_ELEMENTS = 20_000
+_RULED = (
+    *("ImageType", "Manufacturer", "ManufacturerModelName", "SeriesDescription", "StationName"),
+    *("StudyDescription", "PatientName", "BodyPartExamined", "CodeMeaning", "SoftwareVersions"),
+    *("CommentsOnRadiationDose", "ConversionType", "BurnedInAnnotation", "PatientID"),
+    *("SecondaryCaptureDeviceManufacturer", "SecondaryCaptureDeviceManufacturerModelName"),
+)
+"""Elements that the rules about text in the pixels look at."""
 _DROPPED_VRS = ("SQ", "OB", "OW", "OF", "OD", "OL", "OV", "UN")
 
 
-@cache
-def profile_actions() -> Actions:
-    """What the profile does to which attribute: (group, element), of ranges with masks."""
-    return cast(Actions, initialize_actions(f"dicomfields_{EDITION}"))
+def _or_deleted(action: Action) -> Action:
+    """The library does not know every VR with every action; no value survives that."""
+
+    def act(dataset: Dataset, tag: tuple[int, int]) -> None:
+        try:
+            action(dataset, tag)
+        except Exception:  # noqa: BLE001 - deleting is the strictest action
+            del dataset[tag]
+
+    return act
+
+
+PROFILE_ACTIONS = cast(Actions, initialize_actions(f"dicomfields_{EDITION}"))
+"""What the profile does to which attribute: (group, element), of ranges with masks."""
+
+_GUARDED_ACTIONS = {tag: _or_deleted(action) for tag, action in PROFILE_ACTIONS.items()}
+_LIBRARY = f"dicom-anonymizer {version('dicom-anonymizer')}"
+
+
+def warm_up() -> None:
+    """Let the libraries compile and remember what they need for any header."""
+    made_up = FileDataset("", {})
+    made_up.SOPClassUID, made_up.Modality = CTImageStorage, "CT"
+    made_up.StudyDate, made_up.StudyTime = "20000101", "120000"
+    for keyword in _RULED:
+        setattr(made_up, keyword, "A")
+    file_facts(made_up, with_identity=True)
 
 
 def file_facts(dataset: Dataset, *, with_identity: bool) -> FileFacts:
     """What may be known of a file; uses the dataset up."""
     declared, reasons = burned_in_text(dataset)
-    identity = identity_of(dataset, profile_actions()) if with_identity else None
+    identity = identity_of(dataset, PROFILE_ACTIONS) if with_identity else None
     try:
         header = header_of(deidentified(dataset))
     except Exception:  # noqa: BLE001 - facts are worth less than the picture
@@ -54,7 +83,7 @@ def file_facts(dataset: Dataset, *, with_identity: bool) -> FileFacts:
         deidentification=Deidentification(
             profile=PROFILE,
             edition=EDITION,
-            library=f"dicom-anonymizer {version('dicom-anonymizer')}",
+            library=_LIBRARY,
             burned_in_text=declared,
             burned_in_reasons=reasons,
         ),
@@ -72,21 +101,8 @@ def deidentified(dataset: Dataset) -> Dataset:
                 flat.add(element)
         except Exception:  # noqa: BLE001 - what cannot be read is not passed on
             continue
-    guarded = {tag: _or_deleted(action) for tag, action in profile_actions().items()}
-    anonymize_dataset(flat, base_rules_gen=lambda: guarded)
+    anonymize_dataset(flat, base_rules_gen=lambda: _GUARDED_ACTIONS)
     return flat
-
-
-def _or_deleted(action: Action) -> Action:
-    """The library does not know every VR with every action; no value survives that."""
-
-    def act(dataset: Dataset, tag: tuple[int, int]) -> None:
-        try:
-            action(dataset, tag)
-        except Exception:  # noqa: BLE001 - deleting is the strictest action
-            del dataset[tag]
-
-    return act
 
 
 def header_of(dataset: Dataset) -> ImageHeader:

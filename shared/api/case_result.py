@@ -25,7 +25,8 @@ class UnknownConfidence(StrEnum):
     OTHER_NUM_TRAJECTORIES = "other_num_trajectories"
     """The calibration was fitted with another K."""
     OTHER_PROMPT = "other_prompt"
-    """The calibration was fitted with another wording of the prompt."""
+    """The calibration was fitted with another wording of the prompt, or the question follows
+    others, which those of a calibration do not."""
 
 
 class CalibrationName(WireModel):
@@ -154,5 +155,9 @@ class CaseLinks(WireModel):
     elsewhere_blanked: str | None = None
     cancel: str | None = None
     """POST; only while the case runs."""
+    follow_ups: str | None = None
+    """POST; only of an answered case."""
+    feedback: str
+    """GET, and POST once the case has ended."""
     withheld: str | None = None
     """The case with what this reading leaves out."""

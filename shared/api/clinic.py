@@ -20,7 +20,7 @@ from shared.api.case_result import (
     UnknownConfidence,
 )
 from shared.api.headers import Deidentification, ImageHeader
-from shared.api.zoom import AppliedRendering, AppliedWindow, WireBox, WireWindow
+from shared.api.zoom import AppliedRendering, AppliedWindow, WindowChoice, WireBox, WireWindow
 
 RESEARCH_NOTICE = "Research use only. Not a medical device."
 
@@ -395,3 +395,5 @@ class ClinicDescription(WireModel):
     max_question_chars: int
     max_upload_bytes: int
     accepted_formats: list[str]
+    windows: list[WindowChoice]
+    """Names accepted as `window`."""

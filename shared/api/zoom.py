@@ -38,6 +38,8 @@ WindowPreset = Literal[
     "subdural",
     "stroke",
 ]
+WindowChoice = WindowPreset | Literal["ct_rgb"]
+"""A usual window by name, or three of them as red, green and blue."""
 WindowFunction = Literal["LINEAR", "LINEAR_EXACT", "SIGMOID"]
 """DICOM's VOI LUT functions (PS3.3 C.11.2.1.2 and C.11.2.1.3)."""
 GreyMapping = Literal["none", "requested_window", "file_window", "file_voi_lut", "value_range"]
@@ -64,8 +66,8 @@ class RenderingRequest(WireModel):
     """NIfTI: which way to slice."""
     index: int | None = Field(default=None, ge=0, le=MAX_INDEX)
     """NIfTI: the slice, as NIfTI counts from 0, towards the patient's right, front or head."""
-    window: WindowPreset | Literal["ct_rgb"] | None = None
-    """CT: a usual window, or three of them as red, green and blue."""
+    window: WindowChoice | None = None
+    """For CT."""
     window_center: float | None = Field(default=None, ge=-MAX_WINDOW, le=MAX_WINDOW)
     """With `window_width`, instead of `window`: in units after rescaling (CT: HU)."""
     window_width: float | None = Field(default=None, gt=0, le=MAX_WINDOW)

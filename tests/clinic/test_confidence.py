@@ -20,7 +20,9 @@ from services.clinic.confidence import (
     unfit_for,
 )
 from services.clinic.provenance import prompt_sha256
+from services.clinic.settings import ClinicSettings
 from shared.api.case_result import UnknownConfidence
+from shared.weights import weights_sha256
 
 TRAINED = Path(__file__).parents[2] / "services" / "trainer" / "tiny" / "trained"
 
@@ -142,3 +144,20 @@ def test_a_calibration_holds_for_what_it_was_fitted_with(
     }
     assert unfit_for(a_calibration(), **(same | asked_with)) is reason
     assert unfit_for(None, **same) is UnknownConfidence.NOT_CALIBRATED
+
+
+def test_the_shipped_calibration_holds_for_the_shipped_policy_and_helps():
+    calibration = load_calibration(TRAINED / "calibration.json").calibration
+    figures = calibration.held_out
+
+    reason = unfit_for(
+        calibration,
+        weights_sha256=weights_sha256(TRAINED),
+        num_trajectories=ClinicSettings().default_k,
+        prompt_sha256=prompt_sha256(),
+    )
+
+    assert reason is None
+    assert figures.num_problems >= 100
+    assert figures.ece_after < figures.ece_before
+    assert figures.brier_after < figures.brier_before

@@ -1,6 +1,5 @@
 """Feedback on a case: checked against it, versioned, and never passed over in silence."""
 
-import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,10 +12,6 @@ from tests.clinic.scripted_policy import ScriptedPolicy, answer
 from tests.clinic.test_cases import ask
 from tests.clinic.test_confidence import a_calibration, written
 from tests.clinic.test_problems import problem_of
-from tests.clinic.test_recovery import (
-    ClinicProcess,
-    process,  # noqa: F401 - a fixture
-)
 
 BOX = {"x1": 160, "y1": 80, "x2": 224, "y2": 144}
 CORRECTION = {"verdict": "corrected", "corrected_answer": "ring", "corrected_box": BOX}
@@ -163,25 +158,27 @@ def test_a_running_case_takes_no_feedback(clinic: httpx.Client, policy: Scripted
     assert clinic.get("/v1/cases/nobody/feedback").status_code == 404
 
 
-def test_a_repetition_is_no_second_word_also_after_a_kill(
-    process: ClinicProcess,  # noqa: F811
+def test_a_repetition_is_no_second_word_also_for_the_next_process(
+    start_clinic: Callable[..., httpx.Client],
     policy: ScriptedPolicy,
+    caplog: pytest.LogCaptureFixture,
 ):
+    caplog.set_level("DEBUG")
     policy.rehearse([answer("B")])
-    case_id = ask(process.client, k="1").json()["case_id"]
+    clinic = start_clinic()
+    case_id = ask(clinic, k="1").json()["case_id"]
     key = {"idempotency-key": '"review-1"'}
-    first = say(process.client, case_id, key, note="a zebrafinch")
-    process.end(signal.SIGKILL)
-    process.start()
+    first = say(clinic, case_id, key, note="a zebrafinch")
+    again = start_clinic()
 
-    second = say(process.client, case_id, key, note="a zebrafinch")
-    other = say(process.client, case_id, key, note="another zebrafinch")
-    counted = say(process.client, case_id, verdict="disagree", replaces=1)
-    metrics = process.client.get("/metrics").text
-    logged = process.end(signal.SIGTERM)
+    second = say(again, case_id, key, note="a zebrafinch")
+    other = say(again, case_id, key, note="another zebrafinch")
+    counted = say(again, case_id, verdict="disagree", replaces=1)
+    metrics = again.get("/metrics").text
 
     assert (first.status_code, second.content) == (201, first.content)
     assert problem_of(other)[:2] == (422, "Idempotency-Key is already used")
     assert counted.json()["version"] == 2
     assert 'medvr_clinic_feedback_total{role="radiologist",verdict="disagree"} 1.0' in metrics
-    assert "zebrafinch" not in metrics + logged
+    assert "case ended" in caplog.text
+    assert "zebrafinch" not in metrics + caplog.text

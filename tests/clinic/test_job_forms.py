@@ -38,6 +38,7 @@ BAD_FILES = [
     ("image,question,choices\na.png,?,\nb.png,?,a|A\n", "row 3: two choices have the same"),
     ("image,question,k\na.png,?,17\nb.png,?,\n", "row 2: k is 17"),
     ("image,question,k\na.png,?,-1\nb.png,?,1.5\n", "row 2: k is no whole number from 0 on; row 3"),
+    ("image,question,verify\na.png,?,perhaps\nb.png,?,no\n", "row 2: verify is none of true"),
     ("image,question,seed\na.png,?,9007199254740992\nb.png,?,\n", "row 2: 0 to 9007199254740991"),
     ("image,question\na.png,What?\n", "image 2 is asked nothing"),
     ("image,question\n" + "a.png,?\n" * 21 + "b.png,?\n", "22 questions; at most 20"),

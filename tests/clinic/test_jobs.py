@@ -19,7 +19,7 @@ from services.clinic.job_store import ItemName, JobStore
 from services.clinic.store import CaseStore
 from tests.clinic.conftest import Surroundings, served
 from tests.clinic.jobs import WorkerProcess, ended, everything_in, scan, send, study, until
-from tests.clinic.scripted_policy import ScriptedPolicy, answer
+from tests.clinic.scripted_policy import ScriptedPolicy, answer, look
 
 NO_QUEUE = "redis://127.0.0.1:9/0"
 """The discard port."""
@@ -128,6 +128,17 @@ def test_a_file_of_questions_says_which_is_asked_of_which_image(
     ]
     assert cases[0]["image"]["sha256"] == cases[2]["image"]["sha256"]
     assert cases[0]["image"]["sha256"] != cases[1]["image"]["sha256"]
+
+
+def test_an_answer_may_be_verified_as_of_a_case(jobs: httpx.Client, policy: ScriptedPolicy):
+    policy.rehearse([look([40, 40, 60, 60]), answer("A")])
+    questions = "image,question,choices,verify\na.png,?,ring|disc,yes\na.png,?,ring|disc,\n"
+
+    items = ended(jobs, send(jobs, IMAGES[:1], questions).json())["items"]
+
+    verified, plain = (read(jobs, f"{item['case_url']}?show=withheld") for item in items)
+    assert verified["verification"]["evidence_blanked"]["changed"] is False
+    assert plain["verification"] is None
 
 
 def test_choices_may_be_columns(idle: httpx.Client):
@@ -310,3 +321,16 @@ def test_an_item_on_which_work_always_breaks_off_fails(idle: httpx.Client, tmp_p
     assert item["case_id"] is None
     assert ended(idle, job)["status"] == "done_with_failures"
     assert read(idle, "/v1/cases")["cases"] == []
+
+
+def test_a_case_that_was_written_and_never_begun_is_begun_by_the_sweep(
+    idle: httpx.Client, policy: ScriptedPolicy, tmp_path: Path
+):
+    policy.rehearse([answer("A")])
+    job = study(idle, 1)
+    store = CaseStore(DatabaseAddress.of(tmp_path / "clinic.sqlite"))
+    name, jobs = ItemName(job["job_id"], 1), JobStore(store.transactions)
+    jobs.begin(name, jobs.item(name).document.case)  # as by a request that was cut off after it
+    store.close()
+
+    assert ended(idle, job)["status"] == "done"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -24,7 +25,8 @@ from shared.weights import weights_sha256
 from tests.clinic.browser import opened_viewer
 from tests.clinic.conftest import served
 from tests.clinic.pictures import png
-from tests.fixtures_policy import run_policy_server
+from tests.fixtures_policy import RunningPolicy, run_policy_server
+from tests.zoom.files import canary_dataset, file_of
 
 BASE = Path(__file__).parents[2] / "services" / "trainer" / "tiny" / "base"
 PHANTOM = render_phantom("brain", seed=11, index=0)
@@ -33,13 +35,22 @@ pytestmark = pytest.mark.timeout(1200)
 
 
 @pytest.fixture(scope="module")
-def real_settings(
+def policy(
     tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int]
+) -> Iterator[RunningPolicy]:
+    """A real policy that says all it has to say."""
+    folder = tmp_path_factory.mktemp("real-policy")
+    with run_policy_server(BASE, folder, free_port(), "--log-level", "DEBUG") as policy:
+        yield policy
+
+
+@pytest.fixture(scope="module")
+def real_settings(
+    policy: RunningPolicy, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[ClinicSettings]:
     """Settings of a clinic whose neighbours are real, the policy too."""
-    folder = tmp_path_factory.mktemp("real-policy")
+    folder = tmp_path_factory.mktemp("clinic")
     with (
-        run_policy_server(BASE, folder, free_port()) as policy,
         served(create_zoom(ZoomSettings(blob_url=policy.blob_url))) as zoom_url,
         served(create_cca(CcaSettings())) as cca_url,
     ):
@@ -107,47 +118,6 @@ def test_a_greedy_case_is_the_same_twice_and_its_crops_are_where_it_says(clinic:
         assert zoom["tool_entropy_nats"] > 0
 
 
-def test_the_command_shows_what_the_real_policy_did(
-    clinic: httpx.Client, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
-    scan, drawn = tmp_path / "scan.png", tmp_path / "evidence.png"
-    scan.write_bytes(png(PHANTOM.image))
-    choices = [flag for option in OPTIONS for flag in ("-c", option)]
-    where = ["--url", str(clinic.base_url), "--out", str(drawn)]
-
-    with pytest.raises(SystemExit) as end:
-        medvr_ask([str(scan), QUESTION, *choices, "-k", "1", *where])
-    out, err = capsys.readouterr()
-
-    case = clinic.get(f"/v1/cases/{err.split()[1]}").json()
-    assert (end.value.code, case["status"]) in ((0, "answered"), (3, "abstained"))
-    assert f"Answer      {case['answer']}: {case['option_text']}" in out
-    places = [f"x {z['box']['x1']}–{z['box']['x2']}" for z in case["evidence"]]
-    assert places, "the base policy zooms"
-    listed = [line for line in out.splitlines() if line.startswith("Evidence ")]
-    assert [line.split("  ")[1].split(",")[0] for line in listed] == places
-    assert "1 trajectory" in err
-    assert Image.open(drawn).format == "PNG"
-
-
-def test_the_real_policy_is_asked_again_without_its_evidence(clinic: httpx.Client):
-    case = clinic.get(ask(clinic, verify="true", k="3")["links"]["self"] + "?show=withheld").json()
-    found = case["verification"]
-
-    assert case["status"] in ("answered", "abstained"), case["failure"]
-    assert (found is None) == (case["answer"] is None)
-    if found is not None and found["evidence_blanked"] is not None:
-        without = found["evidence_blanked"]
-        assert found["supported"] == without["changed"] == (without["answer"] != case["answer"])
-        assert sum(without["votes"].values()) <= 3
-        assert case["timings"]["evidence_blanked_s"] > 0
-    digest = weights_sha256(BASE)
-    assert digest is not None
-    assert case["provenance"]["weights_sha256"] == digest
-    sure = [a["answer_token_probability"] for a in case["attempts"] if a["answer"] is not None]
-    assert all(0 < probability <= 1 for probability in sure)
-
-
 def test_a_follow_up_is_answered_in_the_context_of_the_first_question(
     real_settings: ClinicSettings, tmp_path: Path
 ):
@@ -187,6 +157,48 @@ def test_a_follow_up_is_answered_in_the_context_of_the_first_question(
     assert second["context"]["dropped"] == []
 
 
+def test_the_command_shows_what_the_real_policy_did(
+    clinic: httpx.Client, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    scan, drawn = tmp_path / "scan.png", tmp_path / "evidence.png"
+    scan.write_bytes(png(PHANTOM.image))
+    choices = [flag for option in OPTIONS for flag in ("-c", option)]
+    where = ["--url", str(clinic.base_url), "--out", str(drawn)]
+
+    with pytest.raises(SystemExit) as end:
+        medvr_ask([str(scan), QUESTION, *choices, "-k", "1", *where])
+    out, err = capsys.readouterr()
+
+    case = clinic.get(f"/v1/cases/{err.split()[1]}").json()
+    assert (end.value.code, case["status"]) in ((0, "answered"), (3, "abstained"))
+    assert f"Answer      {case['answer']}: {case['option_text']}" in out
+    places = [f"x {z['box']['x1']}–{z['box']['x2']}" for z in case["evidence"]]
+    assert places, "the base policy zooms"
+    listed = [line for line in out.splitlines() if line.startswith("Evidence ")]
+    assert [line.split("  ")[1].split(",")[0] for line in listed] == places
+    assert "1 trajectory" in err
+    with Image.open(drawn) as picture:
+        assert picture.format == "PNG"
+
+
+def test_the_real_policy_is_asked_again_without_its_evidence(clinic: httpx.Client):
+    case = clinic.get(ask(clinic, verify="true", k="3")["links"]["self"] + "?show=withheld").json()
+    found = case["verification"]
+
+    assert case["status"] in ("answered", "abstained"), case["failure"]
+    assert (found is None) == (case["answer"] is None)
+    if found is not None and found["evidence_blanked"] is not None:
+        without = found["evidence_blanked"]
+        assert found["supported"] == without["changed"] == (without["answer"] != case["answer"])
+        assert sum(without["votes"].values()) <= 3
+        assert case["timings"]["evidence_blanked_s"] > 0
+    digest = weights_sha256(BASE)
+    assert digest is not None
+    assert case["provenance"]["weights_sha256"] == digest
+    sure = [a["answer_token_probability"] for a in case["attempts"] if a["answer"] is not None]
+    assert all(0 < probability <= 1 for probability in sure)
+
+
 def test_the_page_shows_what_the_real_policy_did(clinic: httpx.Client):
     with opened_viewer(str(clinic.base_url)) as viewer:
         viewer.open("/")
@@ -199,3 +211,22 @@ def test_the_page_shows_what_the_real_policy_did(clinic: httpx.Client):
         for box, zoom in zip(drawn, case["evidence"], strict=True):
             assert box == pytest.approx(zoom["box_normalised"], abs=1e-3)
         assert viewer.complaints == []
+
+
+def test_the_policys_log_has_no_word_of_a_header_or_a_question(
+    clinic: httpx.Client, policy: RunningPolicy
+):
+    """With one that the header tells, and one that nothing tells and that reaches the policy."""
+    stored = np.kron(np.arange(100, dtype=np.uint16).reshape(10, 10), np.ones((20, 20), np.uint16))
+    scan = file_of(canary_dataset("ZQXCANARY7", stored))
+    question = f"Has Mr Zqxcanary7 or Mr Quetzal this? {QUESTION}"
+
+    files = {"image": ("ZQXCANARY7.dcm", scan, "application/dicom")}
+    fields = {"question": question, "choices": list(OPTIONS), "k": "1"}
+    case = clinic.post("/v1/cases", data=fields, files=files).json()
+
+    assert case["question"] == f"Has Mr [removed] or Mr Quetzal this? {QUESTION}"
+    assert case["status"] in ("answered", "abstained")
+    log = policy.log.read_bytes().lower()
+    assert len(log) > 1000
+    assert [word for word in (b"zqxcanary7", b"quetzal") if word in log] == []

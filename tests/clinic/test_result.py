@@ -104,7 +104,7 @@ def test_links_lead_to_everything_there_is(clinic: httpx.Client, policy: Scripte
     links = ask(clinic).json()["links"]
 
     assert (links["cancel"], links["withheld"], links["evidence_blanked"]) == (None, None, None)
-    for name in ("self", "page", "events", "image", "heatmap"):
+    for name in ("self", "page", "events", "image", "heatmap", "feedback"):
         assert clinic.get(links[name]).status_code == 200, name
     assert [clinic.get(crop).status_code for crop in links["crops"]] == [200]
 
@@ -124,6 +124,9 @@ def test_a_calibrated_clinic_says_how_probably_the_answer_is_right_and_from_what
     assert case["calibration"]["calibration_id"] == case["provenance"]["calibration_id"]
     line = clinic.get("/v1/cases").json()["cases"][0]
     assert (line["answer"], line["confidence"]) == ("B", 0.9)
+    further = {"question": "And now?", "choices": ["ring", "dot"], "k": "3"}
+    follow_up = clinic.post(case["links"]["follow_ups"], data=further).json()
+    assert (follow_up["confidence"], follow_up["confidence_unknown"]) == (None, "other_prompt")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 import httpx
 import pytest
 from PIL import Image
+from playwright.sync_api import Route
 
 from tests.clinic.browser import Viewer, opened_viewer
 from tests.clinic.pictures import picture, png
@@ -251,6 +252,44 @@ def test_a_running_case_says_how_far_it_is(
     viewer.wait_for_case()
 
     assert viewer.page.locator("#state").is_hidden()
+
+
+def test_the_button_cancels_a_running_case(
+    viewer: Viewer, clinic: httpx.Client, policy: ScriptedPolicy
+):
+    policy.rehearse([answer("A")])
+    policy.release.clear()
+    case_id = ask(clinic, headers={"prefer": "wait=0"}, k="1").json()["case_id"]
+    viewer.open(f"/cases/{case_id}")
+
+    viewer.page.get_by_role("button", name="Cancel this case").click()
+    viewer.wait_for_case()
+
+    assert clinic.get(f"/v1/cases/{case_id}").json()["status"] == "cancelled"
+    assert viewer.text(".badge.cancelled") == "Cancelled"
+    assert viewer.page.get_by_role("button", name="Cancel this case").count() == 0
+    policy.release.set()
+
+
+def test_a_question_sent_again_is_the_same_question(
+    viewer: Viewer, clinic: httpx.Client, policy: ScriptedPolicy
+):
+    """The answer to the first sending is lost on its way."""
+    policy.rehearse([answer("A")])
+    viewer.open("/")
+    viewer.fill(png(picture()), QUESTION, CHOICES, k=1)
+
+    def lose_the_answer(route: Route) -> None:
+        route.fetch()
+        route.abort()
+
+    viewer.page.route("**/v1/cases", lose_the_answer, times=1)
+    viewer.page.get_by_role("button", name="Ask").click()
+    viewer.page.wait_for_selector("#error:not([hidden])")
+    assert viewer.text("#error").startswith("The clinic does not answer")
+    shown = viewer.ask()
+
+    assert [line["case_id"] for line in clinic.get("/v1/cases").json()["cases"]] == [shown]
 
 
 def test_a_cancelled_case_says_so(viewer: Viewer, clinic: httpx.Client, policy: ScriptedPolicy):

@@ -51,6 +51,8 @@ def test_the_shipped_policy_answers_the_case_that_is_printed(
         )
         assert answer.status_code == 201
         assert answer.json()["policy"]["versions"] == [0]
+        assert answer.json()["calibration"]["problem_set"] == "brain-calibration"
+        assert answer.json()["confidence_unknown"] in (None, "not_answered")
         job = httpx.post(
             f"{url[1]}/v1/jobs",
             data={"question": "Which pattern fills the lesion?", "choices": ["plain", "rows"]},

@@ -1,12 +1,16 @@
 // The form and the list of recent cases.
 
-import { Problem, STATUS_WORDS, answerWords, call, el, moment, percent } from "./dom.js";
+import { Problem, STATUS_WORDS, answerWords, call, el, freshKey, moment, percent } from "./dom.js";
 
 const PREVIEW_PX = 320;
 const LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ";
 const byId = (id) => document.getElementById(id);
 
+const RENDERING = ["frame", "axis", "index", "window_center", "window_width"];
+
 let clinic = null;
+/** The key of the question in the form: sent again unchanged, it is the same question. */
+let key = freshKey();
 
 function addChoice(text = "") {
   const list = byId("choices");
@@ -16,6 +20,7 @@ function addChoice(text = "") {
   const row = el("li", {}, input, remove);
   remove.addEventListener("click", () => {
     row.remove();
+    key = freshKey();
     letterChoices();
     byId("add-choice").focus();
   });
@@ -64,7 +69,32 @@ function mistake() {
   const k = byId("k").valueAsNumber;
   const most = clinic?.max_trajectories ?? 16;
   if (!(k >= 1 && k <= most && Number.isInteger(k))) return [byId("k"), `Trajectories must be a whole number from 1 to ${most}.`];
+  const given = ["window_center", "window_width"].map((id) => byId(id).value !== "");
+  if (hasOwnWindow() && !(given[0] && given[1])) {
+    return [byId(given[0] ? "window_width" : "window_center"), "Give the window's centre and its width."];
+  }
+  const number = [...document.querySelectorAll("#rendering input")].find((input) => !input.validity.valid);
+  if (number) return [number, `${number.labels[0].textContent}: ${number.validationMessage}`];
   return null;
+}
+
+const hasOwnWindow = () => byId("window").value === "own";
+
+/** What the form asks, as the API takes it; what was left empty is not sent. */
+function asked() {
+  const form = new FormData();
+  form.append("image", byId("image").files[0], "image");
+  form.append("question", byId("question").value);
+  for (const choice of choiceTexts()) form.append("choices", choice);
+  form.append("k", byId("k").value);
+  if (byId("seed").value) form.append("seed", byId("seed").value);
+  for (const name of RENDERING) {
+    const isHidden = name.startsWith("window_") && !hasOwnWindow();
+    if (byId(name).value !== "" && !isHidden) form.append(name, byId(name).value);
+  }
+  if (byId("window").value && !hasOwnWindow()) form.append("window", byId("window").value);
+  if (byId("verify").checked) form.append("verify", "true");
+  return form;
 }
 
 function choiceTexts() {
@@ -86,28 +116,17 @@ async function submit(event) {
   const wrong = mistake();
   if (wrong) return showError(wrong[1], wrong[0]);
   showError(null);
-  const form = new FormData();
-  form.append("image", byId("image").files[0]);
-  form.append("question", byId("question").value);
-  for (const choice of choiceTexts()) form.append("choices", choice);
-  form.append("k", byId("k").value);
-  if (byId("seed").value) form.append("seed", byId("seed").value);
-  const started = Date.now();
-  const tick = () => {
-    byId("progress").textContent =
-      `The policy is looking… ${Math.round((Date.now() - started) / 1000)} s`;
-  };
-  tick();
-  const timer = setInterval(tick, 1000);
+  byId("progress").textContent = "Sending the image…";
   byId("submit").disabled = true;
   try {
-    const made = await call("/v1/cases", { method: "POST", body: form });
+    const headers = { "Idempotency-Key": `"${key}"`, Prefer: "wait=0" };
+    const made = await call("/v1/cases", { method: "POST", body: asked(), headers });
+    key = freshKey(); // who comes back asks anew
     location.assign(`/cases/${made.case_id}`);
   } catch (error) {
     if (!(error instanceof Problem)) throw error;
     showError(error.message);
   } finally {
-    clearInterval(timer);
     byId("progress").textContent = "";
     byId("submit").disabled = false;
   }
@@ -137,12 +156,16 @@ async function loadCases(url) {
 
 async function start() {
   byId("form").addEventListener("submit", submit);
+  byId("form").addEventListener("input", () => { key = freshKey(); });
   byId("add-choice").addEventListener("click", () => addChoice().focus());
+  byId("window").addEventListener("change", () => { byId("own-window").hidden = !hasOwnWindow(); });
   byId("image").addEventListener("change", (event) => preview(event.target.files[0]));
   clinic = await call("/v1/clinic");
   byId("k").value = clinic.default_trajectories;
   byId("k").max = clinic.max_trajectories;
   byId("question").maxLength = clinic.max_question_chars;
+  byId("window").append(...clinic.windows.map((name) =>
+    el("option", { value: name }, name === "ct_rgb" ? "CT, three windows as colours" : name.replaceAll("_", " "))));
   await loadCases("/v1/cases?limit=10");
 }
 

@@ -1,20 +1,26 @@
 // One case: its verdict, the image, the steps, and how the answer came about.
 
+import { card, table } from "./cards.js";
+import { conversationLinks, feedbackCard, followUpCard } from "./dialogue.js";
 import { Problem, STATUS_WORDS, answerWords, call, el, moment, percent, seconds } from "./dom.js";
 import { drawStage, layerSwitches } from "./stage.js";
 import { attemptSteps, stepsOf } from "./steps.js";
+import { confidenceLine, imageCard, provenanceCard, supportLine, verificationCard, withheldNote } from "./trust.js";
 
 const RETRY_MS = 1000;
 const FOLLOWING = "Working; this page follows the case until it ends.";
 const LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ";
+const WITHHELD = ["low_confidence", "unsupported"];
 const byId = (id) => document.getElementById(id);
 
 function verdict(found) {
   const badge = el("span", { class: `badge ${found.status}` }, STATUS_WORDS[found.status]);
   if (found.status === "answered") {
-    return [badge, el("p", { class: "answer" }, answerWords(found.answer, found.option_text)), agreementLine(found)];
+    return [badge, el("p", { class: "answer" }, answerWords(found.answer, found.option_text)),
+      agreementLine(found), confidenceLine(found), supportLine(found)].filter(Boolean);
   }
   if (found.status === "abstained") {
+    if (WITHHELD.includes(found.abstention)) return [badge, ...withheldNote(found, reveal), supportLine(found)].filter(Boolean);
     return [badge, el("p", { class: "answer none" }, "No answer is given."), el("p", {}, abstention(found))];
   }
   if (found.status === "failed") {
@@ -25,6 +31,11 @@ function verdict(found) {
     return [badge, el("p", { class: "answer none" }, "The question was taken back before it was answered.")];
   }
   return [badge, el("p", { class: "answer none" }, "The policy is looking at the image…")];
+}
+
+/** A withheld answer, on request. */
+function reveal() {
+  load("?show=withheld").catch(fail);
 }
 
 function agreementLine(found) {
@@ -49,24 +60,15 @@ function options(found) {
   byId("options").hidden = !found.choices.length;
   byId("options").replaceChildren(...found.choices.map((text, index) => {
     const isChosen = found.status === "answered" && found.answer === LETTERS[index];
-    return el("li", { class: isChosen ? "chosen" : null, "aria-current": isChosen ? "true" : null }, text);
+    const share = found.option_probabilities[LETTERS[index]];
+    return el("li", { class: isChosen ? "chosen" : null, "aria-current": isChosen ? "true" : null }, text,
+      share === undefined ? null : el("span", { class: "share" }, ` ${percent(share)}`));
   }));
 }
 
 function caption(image) {
   const window = image.window_width === null ? "" : ` · window ${image.window_center} / ${image.window_width}`;
   return `${image.width_px} × ${image.height_px} px · ${image.source_format.toUpperCase()}${window}`;
-}
-
-function table(rows, head = null) {
-  const cells = (row, tag) => row.map((cell, i) => el(i ? tag : "th", i ? {} : { scope: "row" }, String(cell)));
-  return el("table", {},
-    head && el("thead", {}, el("tr", {}, ...head.map((text) => el("th", { scope: "col" }, text)))),
-    el("tbody", {}, ...rows.map((row) => el("tr", {}, ...cells(row, "td")))));
-}
-
-function card(title, hint, ...content) {
-  return el("section", { class: "card" }, el("h3", {}, title), hint && el("p", { class: "hint" }, hint), ...content);
 }
 
 /** `B` as `B. cross`, where that is a choice. */
@@ -105,20 +107,6 @@ function attemptsCard(found) {
     table(rows, ["No.", "Answer", "Zooms", "Turns", "Ended"])));
 }
 
-function policyCard(found) {
-  const { policy, settings } = found;
-  return card("Policy", null, table([
-    ["Model", policy.model],
-    ["Version", policy.run === "base" ? "the checkpoint it was started with" : `${policy.versions.join(", ")} (run ${policy.run})`],
-    ["View", `${policy.view_width_px} × ${policy.view_height_px} px`],
-    ["Trajectories", settings.num_trajectories],
-    ["Temperature", settings.temperature],
-    ["Seed", settings.seed],
-    ["Most tokens a turn", settings.max_turn_tokens],
-    ["Most turns", policy.max_turns],
-  ]));
-}
-
 function recordCard(found) {
   const t = found.timings;
   return card("Record", null, table([
@@ -128,6 +116,7 @@ function recordCard(found) {
     ["View made", seconds(t.view_s)],
     ["Trajectories", seconds(t.trajectories_s)],
     ["Consensus", seconds(t.consensus_s)],
+    ...(found.verification ? [["Evidence blanked", seconds(t.evidence_blanked_s)], ["Elsewhere blanked", seconds(t.elsewhere_blanked_s)]] : []),
     ["In all", seconds(t.total_s)],
   ]), el("p", { class: "record" }, el("a", { href: `/v1/cases/${found.case_id}` }, "This case as JSON"), " · ",
     el("span", { class: "mono", title: found.image.sha256 }, `image ${found.image.sha256.slice(0, 12)}…`)));
@@ -144,18 +133,26 @@ function show(found) {
   showSteps(found, stage);
   byId("details").replaceChildren(
     ...(found.consensus ? [votesCard(found), consensusCard(found.consensus), attemptsCard(found)] : []),
-    ...(found.policy ? [policyCard(found)] : []),
+    ...(found.verification ? [verificationCard(found)] : []),
+    imageCard(found),
+    ...(found.provenance ? [provenanceCard(found)] : []),
     recordCard(found));
+  byId("conversation").replaceChildren(...conversationLinks(found));
+  const isFinal = found.status === "answered" || found.status === "abstained";
+  byId("dialogue").hidden = !isFinal;
+  byId("say").replaceChildren(
+    ...(found.status === "answered" ? [followUpCard(found)] : []),
+    ...(isFinal ? [feedbackCard(found, stage)] : []));
   byId("case").hidden = false;
 }
 
 function showSteps(found, stage) {
-  const hasSteps = found.status === "answered" || found.status === "abstained";
+  const hasSteps = found.status === "answered" || (found.status === "abstained" && !found.is_withheld);
   byId("columns").classList.toggle("single", !hasSteps);
   byId("steps-section").hidden = !hasSteps;
   byId("look-title").textContent = hasSteps ? "Where it looked" : "The image";
   if (!hasSteps) return;
-  const isAnswered = found.status === "answered";
+  const isAnswered = found.turns.length > 0;
   byId("steps-title").textContent = isAnswered ? "Step by step" : "What each trajectory said";
   byId("steps-hint").textContent = isAnswered ? answeredHint(found) : "None is shown in full, because none speaks for the others.";
   byId("steps").replaceChildren(...(isAnswered
@@ -170,13 +167,14 @@ function answeredHint(found) {
   return `${which} Entropy H says how undecided the policy was: 0 nats is certain, 0.69 nats is a coin toss.`;
 }
 
-async function load() {
+async function load(query = "") {
   const caseId = location.pathname.split("/").pop();
-  const found = await call(`/v1/cases/${encodeURIComponent(caseId)}`);
+  const found = await call(`/v1/cases/${encodeURIComponent(caseId)}${query}`);
   show(found);
   const isRunning = found.status === "running";
   byId("state").textContent = isRunning ? FOLLOWING : "";
   byId("state").hidden = !isRunning;
+  byId("cancel").hidden = !isRunning;
   byId("main").setAttribute("aria-busy", String(isRunning));
   if (isRunning) follow(found);
 }
@@ -203,6 +201,19 @@ function follow(found) {
   };
 }
 
+/** Take the question back; that the case ended meanwhile is seen by reading it again. */
+async function cancel() {
+  byId("cancel").disabled = true;
+  const caseId = location.pathname.split("/").pop();
+  try {
+    await call(`/v1/cases/${encodeURIComponent(caseId)}/cancel`, { method: "POST" });
+  } catch (error) {
+    if (error.status !== 409) throw error;
+  } finally {
+    byId("cancel").disabled = false;
+  }
+}
+
 function fail(error) {
   byId("main").setAttribute("aria-busy", "false");
   const known = error instanceof Problem;
@@ -213,4 +224,5 @@ function fail(error) {
   if (!known) throw error;
 }
 
+byId("cancel").addEventListener("click", () => cancel().catch(fail));
 load().catch(fail);

@@ -43,6 +43,12 @@ export async function call(url, options) {
   throw new Problem(response.status, body?.title ?? `HTTP ${response.status}`, body?.detail ?? "");
 }
 
+/** A key for a request that may have to be sent again. */
+export function freshKey() {
+  const bytes = crypto.getRandomValues(new Uint8Array(16)); // randomUUID needs https
+  return [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
 export const percent = (share) => `${Math.round(share * 100)} %`;
 export const nats = (value) => value.toFixed(2);
 export const signed = (value) => (value >= 0 ? "+" : "−") + Math.abs(value).toFixed(2);

@@ -126,3 +126,49 @@ export function emphasise(stage, index) {
     node.classList.toggle("strong", index !== null && node.dataset.zoom === String(index));
   }
 }
+
+/** Lets a reader draw one box on the image; `onBox` is told its original pixels, half-open. */
+export function markBox(stage, image, onBox) {
+  const overlay = stage.querySelector("svg");
+  overlay.querySelector(".mark")?.remove();
+  stage.classList.add("marking");
+  stage.scrollIntoView({ block: "center" });
+  const at = (event) => {
+    const frame = overlay.getBoundingClientRect();
+    const inside = (value, most) => Math.min(Math.max(value, 0), most);
+    return [
+      inside(((event.clientX - frame.left) / frame.width) * image.width_px, image.width_px),
+      inside(((event.clientY - frame.top) / frame.height) * image.height_px, image.height_px),
+    ];
+  };
+  const boxOf = ([ax, ay], [bx, by]) => ({
+    x1: Math.floor(Math.min(ax, bx)), y1: Math.floor(Math.min(ay, by)),
+    x2: Math.ceil(Math.max(ax, bx)), y2: Math.ceil(Math.max(ay, by)),
+  });
+  const drawing = new AbortController();
+  const { signal } = drawing;
+  let from = null;
+  let drawn = null;
+  stage.addEventListener("pointerdown", (event) => {
+    event.preventDefault(); // a drag on an image would move the image
+    stage.setPointerCapture(event.pointerId);
+    from = at(event);
+  }, { signal });
+  stage.addEventListener("pointermove", (event) => {
+    if (!from) return;
+    drawn?.remove();
+    drawn = rectangle(boxOf(from, at(event)), { class: "mark" });
+    overlay.append(drawn);
+  }, { signal });
+  const end = () => {
+    drawing.abort();
+    stage.classList.remove("marking");
+  };
+  stage.addEventListener("pointerup", (event) => {
+    if (!from) return;
+    const box = boxOf(from, at(event));
+    end();
+    if (box.x2 > box.x1 && box.y2 > box.y1) onBox(box);
+  }, { signal });
+  stage.addEventListener("pointercancel", end, { signal });
+}
