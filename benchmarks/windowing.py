@@ -2,7 +2,7 @@
 
 The tiny policy trained with `zoom_in` and `set_window` answers CT phantoms whose lesion the file's
 own window hides, through real servers: vLLM on CPU, zoom, cca. Four times the same problems, the
-same seeds: with both tools; with both, but shown the file's own window whatever it sets (*sham*: all
+same seeds: with both tools; with both, but shown the file's own window whatever it sets (sham: all
 is as before but for what the window shows); told of `zoom_in` alone, so that a call of the other is
 an unknown tool; and with both, of pictures kept without grey levels, so that the call is answered
 by an error. The last two it never met in training, and then mostly gives no answer at all. The
