@@ -43,8 +43,18 @@ def admit_again(asked: Asked, subject: CaseSubject | None, pseudonyms: Pseudonym
     Raises `ApiProblem` as `admit`; `UnknownPseudonym` if the pseudonyms are of another clinic.
     """
     subject = subject or CaseSubject()
-    known = [pseudonyms.identity(p) for p in (subject.patient, subject.study) if p is not None]
-    return _without(asked, known, subject)
+    return _without(asked, _known(subject, pseudonyms), subject)
+
+
+def unnamed(text: str, subject: CaseSubject, pseudonyms: Pseudonyms) -> str:
+    """What a reader wrote about a case, without the identity of its subject."""
+    for identity in _known(subject, pseudonyms):
+        text, _ = without_identity(text, identity)
+    return text
+
+
+def _known(subject: CaseSubject, pseudonyms: Pseudonyms) -> list[PatientIdentity]:
+    return [pseudonyms.identity(p) for p in (subject.patient, subject.study) if p is not None]
 
 
 def _without(asked: Asked, identities: Sequence[PatientIdentity], subject: CaseSubject) -> Admitted:

@@ -14,6 +14,7 @@ that the policy may still make. Sizes are the policy server's own: its tokenizer
 import asyncio
 import dataclasses
 from collections.abc import Sequence
+from http import HTTPStatus
 
 import msgspec
 
@@ -31,6 +32,7 @@ from shared.agent.tools import window_caption, zoom_caption
 from shared.api.clinic import (
     Case,
     CaseContext,
+    CaseStatus,
     CaseToolCall,
     ContextCase,
     DroppedCase,
@@ -38,7 +40,7 @@ from shared.api.clinic import (
 )
 from shared.api.policy import ImageSegment, PolicyDescription, Segment, TextSegment
 from shared.clients.policy import PolicyClient
-from shared.errors import MedvrError
+from shared.errors import ApiProblem, MedvrError
 from shared.geometry import ImageSize
 from shared.trajectory import WindowArguments
 
@@ -50,6 +52,24 @@ _NUM_VISION_MARKS = 2
 
 class ContextFull(MedvrError):
     """The question alone does not fit the policy's context."""
+
+
+def check_followable(earlier: Sequence[Case]) -> None:
+    """Whether another question may follow these (oldest first). Raises `ApiProblem` 409."""
+    former = earlier[-1]
+    if former.status is not CaseStatus.ANSWERED:
+        raise ApiProblem(
+            HTTPStatus.CONFLICT,
+            "The case has no answer to go on from",
+            f"case {former.case_id} is {former.status.value}; only an answered case can be "
+            "followed",
+        )
+    if len(earlier) > MAX_EARLIER:
+        raise ApiProblem(
+            HTTPStatus.CONFLICT,
+            "The conversation is too long",
+            f"{len(earlier)} questions were asked; at most {MAX_EARLIER} can be followed",
+        )
 
 
 class _Crop(msgspec.Struct, frozen=True):

@@ -23,7 +23,7 @@ from typing import Literal, TypeVar, cast
 
 from services.clinic.admission import Admitted, admit, admit_again, case_image
 from services.clinic.casework import Standing, Stopwatch, answer_case
-from services.clinic.conversation import MAX_EARLIER, ContextFull
+from services.clinic.conversation import ContextFull, check_followable
 from services.clinic.diary import Diary
 from services.clinic.following import Bells
 from services.clinic.metrics import ClinicMetrics
@@ -156,18 +156,7 @@ class CaseDesk:
         """
         earlier = await asyncio.to_thread(self._store.conversation, case_id)
         former = earlier[-1]
-        if former.status is not CaseStatus.ANSWERED:
-            raise ApiProblem(
-                HTTPStatus.CONFLICT,
-                "The case has no answer to go on from",
-                f"case {case_id} is {former.status.value}; only an answered case can be followed",
-            )
-        if len(earlier) > MAX_EARLIER:
-            raise ApiProblem(
-                HTTPStatus.CONFLICT,
-                "The conversation is too long",
-                f"{len(earlier)} questions were asked; at most {MAX_EARLIER} can be followed",
-            )
+        check_followable(earlier)
         try:
             admitted = await asyncio.to_thread(admit_again, asked, former.subject, self.pseudonyms)
         except UnknownPseudonym as error:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Body, Response
 
+from services.clinic.admission import unnamed
 from services.clinic.desk import utc_now
 from services.clinic.examples import KEY_PROBLEMS, UNKNOWN_CASE, json_example, merged
 from services.clinic.feedback_examples import (
@@ -18,6 +19,7 @@ from services.clinic.feedback_examples import (
 from services.clinic.feedback_store import StaleFeedback
 from services.clinic.headers import Key, sent
 from services.clinic.idempotency import fingerprint_of
+from services.clinic.pseudonyms import Pseudonyms
 from services.clinic.state import CaseId, State, found_case
 from services.clinic.store import Answer, Repeatable
 from services.clinic.submission import checked_text
@@ -114,6 +116,16 @@ def _checked(case: Case, said: FeedbackRequest, max_answer_chars: int) -> Feedba
     )
 
 
+def _unnamed(feedback: Feedback, case: Case, pseudonyms: Pseudonyms) -> Feedback:
+    """Its texts without the identity that the case's header has."""
+    texts = {"note": feedback.note, "corrected_answer": feedback.corrected_answer}
+    without = {
+        name: None if text is None else unnamed(text, case.subject, pseudonyms)
+        for name, text in texts.items()
+    }
+    return feedback.model_copy(update=without)
+
+
 @reviewing.post(
     "/cases/{case_id}/feedback",
     status_code=HTTPStatus.CREATED,
@@ -137,6 +149,7 @@ async def give_feedback(
     async def work(request: Repeatable | None) -> Answer:
         case = await asyncio.to_thread(found_case, state, case_id)
         feedback = _checked(case, said, state.settings.max_choice_chars)
+        feedback = await asyncio.to_thread(_unnamed, feedback, case, state.desk.pseudonyms)
         answer = Answer(HTTPStatus.CREATED, {}, feedback.model_dump_json())
         try:
             await asyncio.to_thread(state.feedback.add, feedback, request, answer)

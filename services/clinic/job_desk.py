@@ -15,8 +15,9 @@ from datetime import datetime
 from http import HTTPStatus
 
 from services.clinic.desk import CaseDesk
+from services.clinic.job_documents import ItemName, StoredItem, StoredJob
 from services.clinic.job_queue import ItemSender, QueueAway
-from services.clinic.job_store import ItemName, JobStore, StoredItem, StoredJob
+from services.clinic.job_store import JobStore
 from services.clinic.metrics import ClinicMetrics
 from services.clinic.store import UnknownCase
 from shared.api.jobs import ItemStatus, JobStatus

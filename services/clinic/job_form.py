@@ -16,7 +16,7 @@ import msgspec
 from fastapi import UploadFile
 
 from services.clinic.desk import CaseDesk
-from services.clinic.job_store import ItemDocument
+from services.clinic.job_documents import ItemDocument
 from services.clinic.questions_file import BadQuestions, QuestionRow, read_questions
 from services.clinic.settings import ClinicSettings
 from services.clinic.submission import Submission, check_submission

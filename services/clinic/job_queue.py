@@ -11,7 +11,7 @@ import msgspec
 import redis
 from celery.exceptions import OperationalError
 
-from services.clinic.job_store import ItemName
+from services.clinic.job_documents import ItemName
 from shared.errors import PayloadError
 from shared.work_queue.queue import WorkQueue
 

@@ -11,6 +11,7 @@ from services.clinic.desk import utc_now
 from services.clinic.examples import KEY_PROBLEMS, json_example, merged
 from services.clinic.headers import Key, Waiting, sent
 from services.clinic.idempotency import fingerprint_of
+from services.clinic.job_documents import ItemName, JobDocument, StoredItem, StoredJob, UnknownJob
 from services.clinic.job_examples import (
     BAD_PAGE,
     EXAMPLE_CANCELLED_JOB,
@@ -22,7 +23,6 @@ from services.clinic.job_examples import (
     UNKNOWN_JOB,
 )
 from services.clinic.job_form import JobForm, check_form, image_hashes, items_of
-from services.clinic.job_store import ItemName, JobDocument, StoredItem, StoredJob, UnknownJob
 from services.clinic.state import ClinicState, State
 from services.clinic.store import Answer, Repeatable
 from services.clinic.submission import RENDERING_FIELDS, asked_rendering, only_fields

@@ -17,8 +17,8 @@ import redis
 from celery.exceptions import Reject
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from services.clinic.job_documents import ItemName
 from services.clinic.job_queue import QUEUE, TASK_NAME, decode_item
-from services.clinic.job_store import ItemName
 from services.clinic.worker_settings import ClinicWorkerSettings
 from shared.clients.ready import some_replica_answers
 from shared.errors import PayloadError

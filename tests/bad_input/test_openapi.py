@@ -115,14 +115,19 @@ def with_picture(form: dict[str, Any]) -> None:
 
     Other fields than the form's own, which the document allows and the clinic does not, go.
     """
-    many = isinstance(form.get("images"), list)
-    if (many or isinstance(form.get("image"), str)) and form.get("question"):
-        picture = "images" if many else "image"
-        for name in set(form) - {picture, "question", "choices", "k", "seed", "verify"}:
+    if isinstance(form.get("images"), list) and form["images"] and "questions" not in form:
+        for name in set(form) - {"images", "question", "k"}:
             del form[name]
-        form[picture] = [PICTURE] * len(form["images"]) if many else PICTURE
-        if type(form.get("k")) is int:
-            form["k"] %= 20
+        form["images"] = [PICTURE] * len(form["images"])
+        form["question"] = form.get("question") or "What is it?"
+    elif isinstance(form.get("image"), str) and form.get("question"):
+        for name in set(form) - {"image", "question", "choices", "k", "seed", "verify"}:
+            del form[name]
+        form["image"] = PICTURE
+    else:
+        return
+    if type(form.get("k")) is int:
+        form["k"] %= 20
 
 
 def as_it_is(_: dict[str, Any]) -> None:

@@ -80,10 +80,32 @@ def test_the_question_is_asked_and_kept_without_the_patients_name(
     assert case["subject"]["num_removed"] == 3
     sent = " ".join(request.model_dump_json() for request in policy.requests)
     assert "[removed]" in sent
-    for word in ("Jane", "eller", "1954", "123456"):
+    for word in ("Jane", "eller", "12.3.1954", "19540312", "MRN"):
         assert word not in sent
         assert word not in json.dumps(case)
         assert word.encode() not in (tmp_path / "clinic.sqlite").read_bytes()
+
+
+def test_what_a_reader_says_of_a_case_is_kept_without_the_name(
+    clinic: httpx.Client, policy: ScriptedPolicy
+):
+    policy.rehearse([answer("a nodule")])
+    case = ask(clinic, image=scan(), k="1", choices=None).json()
+
+    feedback = clinic.post(
+        f"/v1/cases/{case['case_id']}/feedback",
+        json={
+            "verdict": "corrected",
+            "role": "radiologist",
+            "corrected_answer": "Jane is well",
+            "note": "Mrs Müller was seen before.",
+        },
+    ).json()
+
+    assert (feedback["corrected_answer"], feedback["note"]) == (
+        "[removed] is well",
+        "Mrs [removed] was seen before.",
+    )
 
 
 def test_choices_that_differ_in_nothing_but_identity_are_refused(clinic: httpx.Client):

@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 import pytest
 
 from services.clinic.address import DatabaseAddress
-from services.clinic.job_store import ItemDocument, ItemName, JobDocument, JobStore, UnknownJob
+from services.clinic.job_documents import ItemDocument, ItemName, JobDocument, UnknownJob
+from services.clinic.job_store import JobStore
 from services.clinic.store import Answer, CaseStore, Repeatable
 from shared.api.clinic import CaseFailure, CaseStatus
 from shared.api.jobs import ItemStatus, JobStatus

@@ -14,8 +14,9 @@ import redis
 from services.clinic.address import DatabaseAddress
 from services.clinic.app import create_app
 from services.clinic.job_desk import MAX_ATTEMPTS
+from services.clinic.job_documents import ItemName
 from services.clinic.job_queue import QUEUE, TASK_NAME
-from services.clinic.job_store import ItemName, JobStore
+from services.clinic.job_store import JobStore
 from services.clinic.store import CaseStore
 from tests.clinic.conftest import Surroundings, served
 from tests.clinic.jobs import WorkerProcess, ended, everything_in, scan, send, study, until

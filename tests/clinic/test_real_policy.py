@@ -12,6 +12,7 @@ from PIL import Image
 
 from services.cca.app import create_app as create_cca
 from services.cca.settings import CcaSettings
+from services.clinic.address import DatabaseAddress
 from services.clinic.app import create_app
 from services.clinic.ask import main as medvr_ask
 from services.clinic.settings import ClinicSettings
@@ -128,7 +129,8 @@ def test_a_follow_up_is_answered_in_the_context_of_the_first_question(
         if request.url.path == "/medvr/v1/generate":
             sent.append(GenerateRequest.model_validate_json(request.content))
 
-    settings = real_settings.model_copy(update={"database": tmp_path / "clinic.sqlite"})
+    database = DatabaseAddress.of(tmp_path / "clinic.sqlite")
+    settings = real_settings.model_copy(update={"database": database})
     http = httpx.AsyncClient(
         timeout=300,
         trust_env=False,

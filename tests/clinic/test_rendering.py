@@ -111,7 +111,10 @@ def test_what_zoom_says_of_a_request_is_the_clinics_problem(
         ({"axis": "left"}, "body.axis: Input should be 'sagittal', 'coronal' or 'axial'"),
         ({"window": "heart"}, "body.window"),
         ({"window_width": "0"}, "body.window_width: Input should be greater than 0"),
-        ({"windows": "lung"}, "accepted: image, question, choices, k, seed, frame, axis, index"),
+        (
+            {"windows": "lung"},
+            "frame, axis, index, window, window_center, window_width; only choices",
+        ),
     ],
 )
 def test_a_rendering_that_cannot_be_is_explained_by_its_field(
