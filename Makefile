@@ -11,7 +11,7 @@ TORCH_INDEX := https://download.pytorch.org/whl/cpu
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 ARGS ?=
 
-.PHONY: help install demo demo-compare up down status test chaos bench check format browser tiny-base tiny-trained clean
+.PHONY: help install demo demo-compare up down status test chaos bench check format browser tiny-base tiny-windowing tiny-trained clean
 
 help: ## Lists the targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,7 +57,7 @@ chaos: install ## Kills every process at random moments of a training run, empti
 bench: install ## All benchmarks; refreshes the table in benchmarks/README.md (about 20 minutes)
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-bench-%: install ## One: bench-cca, bench-zoom, bench-entropy, bench-rollout, bench-loop, bench-clinic, bench-trainer, bench-evidence, bench-trainer_gpu
+bench-%: install ## One: bench-cca, bench-zoom, bench-entropy, bench-rollout, bench-loop, bench-clinic, bench-trainer, bench-evidence, bench-windowing, bench-trainer_gpu
 	@$(BIN)/python -m benchmarks.$* $(ARGS)
 
 check: install ## ruff, pyright, import contracts
@@ -78,6 +78,11 @@ browser: ## Chromium for the viewer's test (Debian package, needs root the first
 tiny-base: install ## Makes the tiny base policy anew (about 15 minutes): services/trainer/tiny/base
 	@$(BIN)/medvr problems scenes --out .medvr/scenes.parquet
 	@$(BIN)/medvr tiny-base --scenes .medvr/scenes.parquet --out services/trainer/tiny/base $(ARGS)
+
+tiny-windowing: install ## Makes the tiny policy of two tools anew from the base (about 20 minutes)
+	@$(BIN)/medvr problems scenes --out .medvr/windowing.parquet --scenes 5000 --probes 100 --found-share 0.9 --hidden-share 0.75
+	@$(BIN)/medvr tiny-base --scenes .medvr/windowing.parquet --out services/trainer/tiny/windowing \
+	  --start services/trainer/tiny/base --tools zoom_in set_window --steps 220 $(ARGS)
 
 tiny-trained: install ## Ships the policy of the last finished demo: services/trainer/tiny/trained
 	@$(BIN)/medvr local ship $(ARGS)

@@ -14,7 +14,7 @@ from benchmarks.outcome import Outcome, decode_outcome
 from benchmarks.results import FOLDER as RESULTS
 from benchmarks.results import Measured, read_results, refresh_table, write_result
 
-NAMES = ("cca", "zoom", "entropy", "rollout", "loop", "clinic", "trainer", "evidence")
+NAMES = ("cca", "zoom", "entropy", "rollout", "loop", "clinic", "trainer", "evidence", "windowing")
 FOLDER = Path(__file__).parent
 MEASURED_ELSEWHERE = ("trainer_gpu",)
 """Rows of the table that need another machine."""

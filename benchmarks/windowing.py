@@ -1,10 +1,12 @@
 """`python -m benchmarks.windowing`: does a policy with two tools need the second one?
 
 The tiny policy trained with `zoom_in` and `set_window` answers CT phantoms whose lesion the file's
-own window hides, through real servers: vLLM on CPU, zoom, cca. Three times the same problems, the
-same seeds: with both tools; told of `zoom_in` alone, so that a call of the other is an unknown
-tool; and with both, of pictures kept without grey levels, so that the call is answered by an error.
-The figure is the share of right answers with both; chance is one of six.
+own window hides, through real servers: vLLM on CPU, zoom, cca. Four times the same problems, the
+same seeds: with both tools; with both, but shown the file's own window whatever it sets (sham: all
+is as before but for what the window shows); told of `zoom_in` alone, so that a call of the other is
+an unknown tool; and with both, of pictures kept without grey levels, so that the call is answered
+by an error. The last two it never met in training, and then mostly gives no answer at all. The
+figure is the share of right answers with both; chance is one of six.
 """
 
 import argparse
@@ -28,6 +30,7 @@ from services.problems.phantoms import OPTIONS, WINDOWED, Phantom, render_phanto
 from shared.agent.episode import EpisodeSettings
 from shared.agent.tools import SET_WINDOW, ZOOM_IN
 from shared.api.policy import PolicyDescription
+from shared.api.zoom import CropRequest, CropResponse
 from shared.clients.cca import CcaClient
 from shared.clients.policy import PolicyClient
 from shared.clients.zoom import ZoomClient
@@ -73,6 +76,14 @@ def without_greys(phantom: Phantom) -> Phantom:
     return replace(phantom, image=shown, hounsfield_hw=None)
 
 
+class ShamZoom(ZoomClient):
+    """Shows the file's own window, whichever is asked for."""
+
+    async def crop(self, request: CropRequest) -> CropResponse:
+        """As `ZoomClient.crop`."""
+        return await super().crop(request.model_copy(update={"window": None}))
+
+
 async def answer(
     problems: Sequence[Problem],
     clients: tuple[PolicyClient, ZoomClient, CcaClient],
@@ -98,12 +109,12 @@ async def answer(
 
 
 async def measure(args: argparse.Namespace) -> dict[str, Arm]:
-    """The three arms, by name."""
+    """The four arms, by name."""
     phantoms = list(render_phantoms(WINDOWED, args.phantoms_seed, args.problems))
     with benchmark_stack("windowing", args.folder) as (stack, lines):
         stack.start(policy_spec(lines, args.model), lines.zoom(), lines.cca())
         policy, zoom = PolicyClient(lines.policy_url), ZoomClient(lines.zoom_url)
-        clients = (policy, zoom, CcaClient(lines.cca_url))
+        clients = (policy, zoom, CcaClient(lines.cca_url), ShamZoom(lines.zoom_url))
         try:
             both = await policy.describe()
             alone = both.model_copy(update={"tools": [ZOOM_IN.name]})
@@ -111,13 +122,16 @@ async def measure(args: argparse.Namespace) -> dict[str, Arm]:
             pictures, _ = await ingest_phantoms(map(without_greys, phantoms), zoom, lambda _: None)
             lesions = dict(found)
             arms = {
-                "both": (files, both),
-                "told_zoom_in": (files, alone),
-                "refused": (pictures, both),
+                "both": (files, both, zoom),
+                "sham": (files, both, clients[3]),
+                "told_zoom_in": (files, alone, zoom),
+                "refused": (pictures, both, zoom),
             }
             return {
-                name: arm_of(await answer(problems, clients, description, args), lesions)
-                for name, (problems, description) in arms.items()
+                name: arm_of(
+                    await answer(problems, (policy, eyes, clients[2]), description, args), lesions
+                )
+                for name, (problems, description, eyes) in arms.items()
             }
         finally:
             for client in clients:
@@ -128,6 +142,7 @@ def outcome_of(arms: Mapping[str, Arm]) -> Outcome:
     """The line."""
     both, chance = arms["both"], 1 / len(OPTIONS)
     also = [
+        Figure("windowing, sham", arms["sham"].accuracy.mean, _UNIT),
         Figure("windowing, told of zoom_in alone", arms["told_zoom_in"].accuracy.mean, _UNIT),
         Figure("windowing, refused", arms["refused"].accuracy.mean, _UNIT),
         Figure("windowing, by chance", chance, _UNIT),
@@ -143,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", type=Path, default=WINDOWING, help="checkpoint")
     parser.add_argument("--problems", type=int, default=200, help="phantoms")
     parser.add_argument("--phantoms-seed", type=int, default=SEED, help="of the phantoms")
-    parser.add_argument("--temperature", type=float, default=1.0, choices=(0.0, 1.0))
+    parser.add_argument("--temperature", type=float, default=0.0, choices=(0.0, 1.0))
     parser.add_argument("--seed", type=int, default=0, help="of the sampling")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="for logs and blobs")
     print_outcome(outcome_of(asyncio.run(measure(parser.parse_args(argv)))))

@@ -17,6 +17,7 @@ from benchmarks import (
     rollout,
     trainer,
     trainer_gpu,
+    windowing,
     zoom,
 )
 from benchmarks.__main__ import NAMES
@@ -158,5 +159,5 @@ def test_a_name_that_is_no_benchmark_is_refused_with_those_there_are(
 
 def test_every_benchmark_has_a_module() -> None:
     assert {sys.modules[f"benchmarks.{name}"] for name in NAMES} == {
-        cca, clinic, entropy, evidence, loop, rollout, trainer, zoom,
+        cca, clinic, entropy, evidence, loop, rollout, trainer, windowing, zoom,
     }  # fmt: skip

@@ -7,6 +7,7 @@ import pytest
 
 from services.clinic.conversation import MAX_EARLIER
 from shared.agent.prompt import prompt_after_image, prompt_before_image
+from shared.agent.tools import ZOOM_IN
 from shared.api.policy import GenerateRequest, ImageSegment, TextSegment
 from tests.clinic.scripted_policy import Say, ScriptedPolicy, answer, look
 from tests.clinic.test_cases import CHOICES, IN_VIEW, QUESTION, ask, two_against_one
@@ -58,7 +59,7 @@ def test_the_policy_is_asked_in_the_context_of_what_was_said_and_shown(
     assert response.headers["location"] == f"/v1/cases/{new['case_id']}"
     assert (new["answer"], new["option_text"]) == ("A", "yes")
     assert as_text(first_request(policy)) == (
-        prompt_before_image()
+        prompt_before_image((ZOOM_IN,))
         + f"{{{view.image}}}"
         + prompt_after_image(QUESTION, CHOICES)
         + FIRST[0].text
@@ -123,7 +124,7 @@ def test_the_shown_trajectory_is_what_is_remembered(clinic: httpx.Client, policy
 
     said = as_text(first_request(policy))
     assert all(turn["text"] in said for turn in case["turns"])
-    assert said.count("<answer>") == 1 + prompt_before_image().count("<answer>")
+    assert said.count("<answer>") == 1 + prompt_before_image((ZOOM_IN,)).count("<answer>")
 
 
 def test_a_bad_call_is_remembered_with_what_it_was_told(
@@ -192,7 +193,7 @@ def test_then_the_oldest_questions_are_dropped(clinic: httpx.Client, policy: Scr
     said = as_text(first_request(policy))
     assert "zebra" not in said
     assert QUESTION not in said
-    assert said.startswith(prompt_before_image())
+    assert said.startswith(prompt_before_image((ZOOM_IN,)))
     assert prompt_after_image("Is it on the left?", ["yes", "no"]) in said
     assert "finch" in said
     assert new["context"] == {

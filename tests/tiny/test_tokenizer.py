@@ -2,12 +2,14 @@
 
 import re
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from services.problems.phantoms import OPTIONS, QUESTION
+from services.trainer.tiny.sequences import Speller
 from services.trainer.tiny.tokenizer import build_tokenizer
 from services.trainer.tiny.wording import (
     ANSWER_THOUGHTS,
@@ -15,6 +17,7 @@ from services.trainer.tiny.wording import (
     answer_turn,
     corpus,
     look_turn,
+    window_turn,
 )
 from shared.agent.prompt import (
     error_observation,
@@ -27,7 +30,9 @@ from shared.agent.prompt import (
     prompt_before_image,
     system_text,
 )
-from shared.agent.tools import ZOOM_IN, zoom_caption
+from shared.agent.tools import SET_WINDOW, ZOOM_IN, tools_named, zoom_caption
+from shared.weights import PolicyManifest
+from tests.tiny.conftest import BASE
 
 IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 
@@ -157,3 +162,35 @@ def test_the_chat_template_spells_tools_and_errors_as_the_agent_does(
     assert rendered.startswith(f"<|im_start|>system\n{system_text((ZOOM_IN,))}<|im_end|>\n")
     observed = error_observation("box lies outside the image").removeprefix("<|im_end|>\n")
     assert rendered.endswith(observed)
+
+
+def test_the_policy_of_two_tools_has_its_own_tokenizer_and_prompt() -> None:
+    folder = BASE.parent / "windowing"
+    manifest = msgspec.json.decode((folder / "medvr.json").read_bytes(), type=PolicyManifest)
+    tools = tools_named(manifest.tools)
+    assert [tool.name for tool in tools] == ["zoom_in", "set_window"]
+    shipped = AutoTokenizer.from_pretrained(folder)
+    assert build_tokenizer(corpus(QUESTION, OPTIONS, tools)).get_vocab() == shipped.get_vocab()
+    rendered = shipped.apply_chat_template(
+        [{"role": "system", "content": system_text(tools).split("\n\n# Tools")[0]}],
+        tools=[tool.schema for tool in tools],
+        tokenize=False,
+    )
+    assert rendered == f"<|im_start|>system\n{system_text(tools)}<|im_end|>\n"
+    assert (folder / "model.safetensors").stat().st_size < 10_000_000
+
+
+def test_a_hidden_scene_is_spelt_as_two_calls_and_an_answer() -> None:
+    tools = (ZOOM_IN, SET_WINDOW)
+    tokenizer = build_tokenizer(corpus(QUESTION, OPTIONS, tools))
+    speller = Speller(tokenizer, QUESTION, OPTIONS, tools=tools)
+    written, labels = speller.conversation((7, 14, 49, 56), "C", (0, 1), window=(40, 350))
+    said = tokenizer.decode([label for label in labels if label >= 0])
+    turns = [
+        window_turn((40, 350)),
+        look_turn(LOOK_THOUGHTS[0], (7, 14, 49, 56)),
+        answer_turn(ANSWER_THOUGHTS[1], "C"),
+    ]
+    assert said == "".join(f"{turn}<|im_end|>" for turn in turns)
+    assert written.count(speller.image_pad_id) == 3 * 36
+    assert len(speller.before_look((40, 350))[0]) < len(written)
