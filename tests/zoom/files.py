@@ -132,14 +132,14 @@ def nifti_of(voxels: np.ndarray, affine: np.ndarray = RAS, **fields: Any) -> byt
 def gzip_bomb() -> bytes:
     """A small volume, and a gigabyte of nothing behind it."""
     volume = nifti_of(np.zeros((4, 4, 4), np.int16))
-    return gzip.compress(volume) + 64 * gzip.compress(bytes(2**24))
+    return gzip.compress(volume, mtime=0) + 64 * gzip.compress(bytes(2**24), mtime=0)
 
 
 def nifti_claiming(*sizes: int) -> bytes:
     """Gzip data of a header alone that claims any shape."""
     header = bytearray(nifti_of(np.zeros((1, 1, 1), np.int16)))
     struct.pack_into("<8h", header, 40, len(sizes), *sizes, *[1] * (7 - len(sizes)))
-    return gzip.compress(bytes(header))
+    return gzip.compress(bytes(header), mtime=0)
 
 
 def patched(data: bytes, text: str, word: str) -> bytes:
