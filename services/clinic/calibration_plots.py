@@ -23,7 +23,7 @@ def draw_reliability(path: Path, bins: Mapping[str, Sequence[Bin]], title: str) 
         sizes = [20 + 400 * b.num_answers / total for b in points]
         said, right = [b.said for b in points], [b.right for b in points]
         axes.plot(said, right, color=colour, linewidth=1.0)
-        axes.scatter(said, right, s=sizes, color=colour, alpha=0.7, label=name)
+        axes.scatter(said, right, s=sizes, color=colour, alpha=0.7, label=name, clip_on=False)
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="said", ylabel="right", title=title)
     axes.legend(loc="upper left", fontsize=8, markerscale=0.4)
     figure.savefig(path, dpi=110)

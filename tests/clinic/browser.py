@@ -101,7 +101,10 @@ def opened_viewer(url: str) -> Iterator[Viewer]:
             args=["--no-sandbox", "--disable-background-networking"],
             timeout=PATIENCE_MS,
         )
-        page = browser.new_page(viewport={"width": 1360, "height": 900})
+        page = browser.new_page(
+            viewport={"width": 1360, "height": 900},
+            reduced_motion="reduce",  # nothing moves while it is measured
+        )
         page.set_default_timeout(PATIENCE_MS)
         viewer = Viewer(page, url)
         page.on("console", lambda message: viewer.complaints.append(message.text))

@@ -11,6 +11,7 @@ from tests.clinic.browser import Viewer, opened_viewer
 from tests.clinic.pictures import picture, png
 from tests.clinic.scripted_policy import ScriptedPolicy, answer, look
 from tests.clinic.test_cases import CHOICES, IN_VIEW, QUESTION, ask, two_against_one
+from tests.clinic.test_rendering import ct
 
 ZOOM_COLOUR = (0xFF, 0xC5, 0x3D)
 SCRIPT = '<img src=x onerror="document.title=1">'
@@ -404,3 +405,130 @@ def test_every_image_and_field_has_words(
     assert nameless() == 0
     viewer.open_case(ask(clinic).json()["case_id"])
     assert nameless() == 0
+
+
+def test_frame_and_window_are_asked_for_and_said(
+    viewer: Viewer, clinic: httpx.Client, policy: ScriptedPolicy
+):
+    policy.rehearse([answer("A")])
+    viewer.open("/")
+    viewer.fill(ct(3), QUESTION, CHOICES, k=1)
+    viewer.page.get_by_text("Frame, slice and window").click()
+    viewer.page.get_by_label("Frame", exact=True).fill("2")
+    viewer.page.get_by_label("Window", exact=True).select_option("brain")
+
+    case = clinic.get(f"/v1/cases/{viewer.ask()}").json()
+
+    assert case["image"]["rendering"]["frame"] == 2
+    assert "Frame\t2 of 3" in viewer.text("#details")
+    assert "Windows\t40 / 80 (brain)" in viewer.text("#details")
+    assert "Modality\tCT" in viewer.text("#details")
+    assert viewer.complaints == []
+
+
+def test_an_own_window_needs_both_its_numbers(viewer: Viewer, policy: ScriptedPolicy):
+    policy.rehearse([answer("A")])
+    viewer.open("/")
+    viewer.fill(ct(), QUESTION, CHOICES, k=1)
+    viewer.page.get_by_text("Frame, slice and window").click()
+    viewer.page.get_by_label("Window", exact=True).select_option("own")
+    viewer.page.get_by_label("Window centre").fill("40")
+    viewer.page.get_by_role("button", name="Ask").click()
+    assert viewer.text("#error") == "Give the window's centre and its width."
+
+    viewer.page.get_by_label("Window width").fill("350")
+    viewer.ask()
+
+    assert "Windows\t40 / 350" in viewer.text("#details")
+
+
+def test_the_check_of_the_evidence_is_shown_with_its_pictures(
+    viewer: Viewer, clinic: httpx.Client, policy: ScriptedPolicy
+):
+    policy.rehearse(*[[look(IN_VIEW), answer("B")]] * 2, *[[answer("A")]] * 2, *[[answer("B")]] * 2)
+    viewer.open("/")
+    viewer.fill(png(picture()), QUESTION, CHOICES, k=2)
+    viewer.page.get_by_label("Check the evidence").check()
+
+    case = clinic.get(f"/v1/cases/{viewer.ask()}").json()
+
+    assert "Supported: with the evidence blanked out, the answer changes." in viewer.text("#answer")
+    assert "The answer changed: A. ring (100 % agree)." in viewer.text("#details")
+    assert "The answer stayed: B. cross (100 % agree)." in viewer.text("#details")
+    shown = viewer.page.locator(".blanked img").evaluate_all(
+        "(nodes) => nodes.map((n) => [new URL(n.src).pathname, n.naturalWidth])"
+    )
+    links = case["links"]
+    assert shown == [[links["evidence_blanked"], 336], [links["elsewhere_blanked"], 336]]
+
+
+def test_a_withheld_answer_is_shown_on_request(
+    viewer: Viewer, clinic: httpx.Client, policy: ScriptedPolicy
+):
+    policy.rehearse(*[[look(IN_VIEW), answer("B")]] * 2, *[[answer("B")]] * 4)
+    case_id = ask(clinic, k="2", verify="true").json()["case_id"]
+    viewer.open_case(case_id)
+    assert "it is not supported by the evidence shown" in viewer.text("#answer")
+    assert "Answered" not in viewer.text("main")
+    assert "The answer stayed." in viewer.text("#details")
+
+    viewer.page.get_by_role("button", name="Show it all the same").click()
+    viewer.page.get_by_text("Shown on request.").wait_for()
+
+    assert "B. cross" in viewer.text("#answer")
+    assert "Answered B" in viewer.text("#steps")
+
+
+def test_a_follow_up_is_asked_and_both_cases_lead_to_each_other(
+    viewer: Viewer, clinic: httpx.Client, policy: ScriptedPolicy
+):
+    policy.rehearse([look(IN_VIEW), answer("B")], [answer("A")])
+    first = ask(clinic, k="1").json()["case_id"]
+    viewer.open_case(first)
+
+    viewer.page.get_by_label("Further question").fill("On which side?")
+    viewer.page.get_by_label("Its choices").fill("left\nright")
+    viewer.page.get_by_role("button", name="Ask further").click()
+    viewer.page.wait_for_url(lambda url: first not in url)
+    viewer.wait_for_case()
+
+    assert viewer.text("#question") == "On which side?"
+    assert "A. left" in viewer.text("#answer")
+    viewer.page.get_by_role("link", name="The question before").click()
+    viewer.page.wait_for_url(f"**/cases/{first}")
+    viewer.wait_for_case()
+    assert viewer.page.get_by_role("link", name="Follow-up 1").count() == 1
+
+
+def test_a_correction_is_drawn_sent_and_listed(
+    viewer: Viewer, clinic: httpx.Client, policy: ScriptedPolicy
+):
+    policy.rehearse([look(IN_VIEW), answer("B")])
+    case_id = ask(clinic, k="1").json()["case_id"]
+    viewer.open_case(case_id)
+    page = viewer.page
+
+    page.get_by_label("I correct it").check()
+    page.get_by_label("Right answer").select_option("C")
+    page.get_by_role("button", name="Draw it on the image").click()
+    page.wait_for_selector(".stage.marking")
+    stage = page.locator("#stage").bounding_box()
+    assert stage is not None
+    page.mouse.move(stage["x"] + stage["width"] * 0.75, stage["y"] + stage["height"] * 0.5)
+    page.mouse.down()
+    page.mouse.move(stage["x"] + stage["width"] * 0.25, stage["y"] + stage["height"] * 0.25)
+    page.mouse.up()
+    page.get_by_role("button", name="Send").click()
+    page.wait_for_selector(".versions li")
+
+    [given] = clinic.get(f"/v1/cases/{case_id}/feedback").json()["versions"]
+    assert (given["verdict"], given["corrected_answer"]) == ("corrected", "C")
+    corners = [given["corrected_box"][corner] for corner in ("x1", "y1", "x2", "y2")]
+    assert corners == pytest.approx([84, 84, 252, 168], abs=2)
+    assert "radiologist: corrected to C. dot" in viewer.text(".versions")
+
+    page.get_by_label("I disagree").check()
+    page.get_by_role("button", name="Send").click()
+    page.wait_for_selector(".versions li:nth-child(2)")
+    assert len(clinic.get(f"/v1/cases/{case_id}/feedback").json()["versions"]) == 2
+    assert viewer.complaints == []

@@ -52,7 +52,7 @@ function abstention(found) {
   if (found.abstention === "unanswered") return "None of the trajectories gave an answer.";
   if (found.abstention === "uncommitted") return "The most frequent answer commits to none of the options.";
   const most = Math.max(...Object.values(found.votes));
-  const tied = Object.keys(found.votes).filter((answer) => found.votes[answer] === most);
+  const tied = Object.keys(found.votes).filter((answer) => found.votes[answer] === most).sort();
   return `The trajectories do not agree: ${tied.map((answer) => named(answer, found.choices)).join(" and ")} have ${most} ${most === 1 ? "vote" : "votes"} each.`;
 }
 

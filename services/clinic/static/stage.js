@@ -23,14 +23,19 @@ export function drawStage(stage, found) {
   if (found.consensus?.heatmap_url) layers.push(heatLayer(stage, overlay, found.consensus.heatmap_url));
   if (found.consensus?.rectangles.length) layers.push(consensusLayer(overlay, found.consensus));
   layers.push(...attemptLayers(overlay, found));
-  if (found.evidence.length) layers.push(evidenceLayer(stage, overlay, found));
+  const zooms = zoomsOf(found);
+  if (zooms.length) layers.push(evidenceLayer(stage, overlay, zooms));
   for (const layer of layers) layer.show(layer.isOn);
   return layers.reverse();
 }
 
+/** What has a place of its own: `set_window` shows the whole image again. */
+const zoomsOf = (found) => found.evidence.filter((shown) => shown.tool === "zoom_in");
+
 function spoken(found) {
-  if (!found.evidence.length) return "No zoom is shown on the image.";
-  return found.evidence.map((zoom) => `Zoom ${zoom.index + 1}: ${words(zoom.box)}.`).join(" ");
+  const zooms = zoomsOf(found);
+  if (!zooms.length) return "No zoom is shown on the image.";
+  return zooms.map((zoom) => `Zoom ${zoom.index + 1}: ${words(zoom.box)}.`).join(" ");
 }
 
 function rectangle(box, attributes) {
@@ -55,10 +60,9 @@ function groupLayer(overlay, key, label, isOn, shapes, extra = []) {
   return { key, label, isOn, show };
 }
 
-function evidenceLayer(stage, overlay, found) {
-  const shapes = found.evidence.flatMap((zoom) =>
-    framed(zoom.box, { class: "zoom", "data-zoom": zoom.index }));
-  const markers = found.evidence.map((zoom) => marker(zoom));
+function evidenceLayer(stage, overlay, zooms) {
+  const shapes = zooms.flatMap((zoom) => framed(zoom.box, { class: "zoom", "data-zoom": zoom.index }));
+  const markers = zooms.map((zoom) => marker(zoom));
   stage.append(...markers);
   return groupLayer(overlay, "evidence", "Zooms of the trajectory shown", true, shapes, markers);
 }

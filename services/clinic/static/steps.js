@@ -1,4 +1,4 @@
-// The reasoning of the trajectory that is shown, turn by turn, with its zooms as evidence.
+// The reasoning of the trajectory that is shown, turn by turn, with what it was shown as evidence.
 
 import { el, nats, signed, svg } from "./dom.js";
 import { emphasise } from "./stage.js";
@@ -15,7 +15,7 @@ function stepOf(turn, found, stage, scale) {
     turn.thought || "No thought was written.")];
   if (turn.call) {
     const index = turn.call.evidence_index;
-    parts.push(index === null ? badCall(turn.call) : zoomOf(found.evidence[index], found, stage, scale));
+    parts.push(index === null ? badCall(turn.call) : shownOf(found.evidence[index], found, stage, scale));
   }
   if (turn.answer !== null) {
     parts.push(el("p", { class: "step-answer" }, "Answered ", el("strong", {}, turn.answer)));
@@ -29,25 +29,34 @@ function stepOf(turn, found, stage, scale) {
   return el("li", { class: "step" }, ...parts);
 }
 
+const windowWords = (window) => `centre ${window.center}, width ${window.width}`;
+
 function badCall(call) {
   const box = call.bbox_2d ? ` [${call.bbox_2d.join(", ")}] in the view` : "";
-  return el("p", { class: "alert soft" }, `Asked for a zoom${box} and saw nothing: ${call.error}.`);
+  const what = call.tool === "set_window" ? `the window ${windowWords(call.window)}` : `a zoom${box}`;
+  return el("p", { class: "alert soft" }, `Asked for ${call.tool === null ? "something" : what} and saw nothing: ${call.error}.`);
 }
 
-function zoomOf(zoom, found, stage, scale) {
-  const { box, index } = zoom;
-  const focus = (on) => () => emphasise(stage, on ? index : null);
-  const share = ((box.x2 - box.x1) * (box.y2 - box.y1)) / (found.image.width_px * found.image.height_px);
-  return el("div", { class: "zoom-card", id: `zoom-${index + 1}`, tabindex: "-1",
+/** A picture the policy asked for: a region enlarged, or the whole image in another window. */
+function shownOf(shown, found, stage, scale) {
+  const isZoom = shown.tool === "zoom_in";
+  const name = `${isZoom ? "Zoom" : "Window"} ${shown.index + 1}`;
+  const focus = (on) => () => emphasise(stage, on && isZoom ? shown.index : null);
+  return el("div", { class: "zoom-card", id: `zoom-${shown.index + 1}`, tabindex: "-1",
       onmouseenter: focus(true), onmouseleave: focus(false), onfocusin: focus(true), onfocusout: focus(false) },
-    el("a", { class: "thumb", href: zoom.crop_url, "aria-label": `Open the crop of zoom ${index + 1}` },
-      el("img", { src: zoom.crop_url, width: zoom.crop_width_px, height: zoom.crop_height_px,
-        alt: `Crop of zoom ${index + 1}, as the policy saw it` })),
+    el("a", { class: "thumb", href: shown.crop_url, "aria-label": `Open the crop of ${name.toLowerCase()}` },
+      el("img", { src: shown.crop_url, width: shown.crop_width_px, height: shown.crop_height_px,
+        alt: `Crop of ${name.toLowerCase()}, as the policy saw it` })),
     el("div", { class: "zoom-facts" },
-      el("h3", {}, el("span", { class: "number", "aria-hidden": "true" }, String(index + 1)), `Zoom ${index + 1}`),
-      el("p", { class: "coordinates" },
-        `x ${box.x1}–${box.x2}, y ${box.y1}–${box.y2} px · ${box.x2 - box.x1} × ${box.y2 - box.y1} px · ${(share * 100).toFixed(1)}\u00a0% of the image`),
-      entropies(zoom, scale)));
+      el("h3", {}, el("span", { class: "number", "aria-hidden": "true" }, String(shown.index + 1)), name),
+      isZoom ? el("p", { class: "coordinates" }, placeWords(shown.box, found.image)) : null,
+      shown.window && el("p", { class: "coordinates" }, `In the window ${windowWords(shown.window)}`),
+      entropies(shown, scale)));
+}
+
+function placeWords(box, image) {
+  const share = ((box.x2 - box.x1) * (box.y2 - box.y1)) / (image.width_px * image.height_px);
+  return `x ${box.x1}–${box.x2}, y ${box.y1}–${box.y2} px · ${box.x2 - box.x1} × ${box.y2 - box.y1} px · ${(share * 100).toFixed(1)}\u00a0% of the image`;
 }
 
 function entropies(zoom, scale) {
@@ -62,13 +71,13 @@ function entropies(zoom, scale) {
   return el("div", { class: "entropies" },
     el("dl", {},
       ...row(el("var", {}, "H", el("sub", {}, "base")), "before", zoom.baseline_entropy_nats, "base"),
-      ...row(el("var", {}, "H", el("sub", {}, "tool")), "placing the box", zoom.tool_entropy_nats, "tool")),
+      ...row(el("var", {}, "H", el("sub", {}, "tool")), zoom.tool === "zoom_in" ? "placing the box" : "choosing the window", zoom.tool_entropy_nats, "tool")),
     el("p", { class: "rise" }, el("strong", {}, `ΔH ${signed(rise)} nats`), ` ${meaning(rise)}`));
 }
 
 function meaning(rise) {
-  if (rise > 0) return "— less sure of this place than of its words before: other places were possible.";
-  return "— at least as sure of this place as of its words before.";
+  if (rise > 0) return "— less sure of this than of its words before: others were possible.";
+  return "— at least as sure of this as of its words before.";
 }
 
 /** One list entry per trajectory: what a reader is shown when none speaks for the others. */

@@ -41,8 +41,8 @@ export function supportLine(found) {
     return el("p", { class: "hint" }, `The evidence could not be checked: ${UNASKED[checked.evidence_unasked]}.`);
   }
   if (!checked.supported) {
-    return el("p", { class: "alert soft", role: "note" },
-      "Not supported by the evidence shown: with the evidence blanked out, the answer is the same.");
+    return el("p", { class: "alert soft", role: "note" }, `Not supported by the evidence shown: ${checked.evidence_unasked
+      ? UNASKED[checked.evidence_unasked] : "with the evidence blanked out, the answer is the same"}.`);
   }
   const isFragile = checked.elsewhere_blanked?.changed;
   return el("p", { class: isFragile ? "alert soft" : "supported", role: "note" }, isFragile
