@@ -141,8 +141,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="medvr clinic export-feedback",
         description="Writes the newest feedback of each case as a problem set. Disagreement "
-        "without a correction, and follow-up questions, are left out and counted; corrected boxes go to lesions.parquet, for "
-        "evaluation only.",
+        "without a correction, and follow-up questions, are left out and counted; corrected boxes "
+        "go to lesions.parquet, for evaluation only.",
         epilog="Which clinic: --database and --blob-url, or MEDVR_CLINIC_DATABASE and "
         "MEDVR_CLINIC_BLOB_URL, as for `medvr clinic`. It may be running meanwhile.",
         allow_abbrev=False,

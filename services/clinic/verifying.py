@@ -2,9 +2,9 @@
 
 The evidence is the consensus region; where no strict majority looked at one place, it is what the
 shown trajectory looked at. A window it set shows no place: it counts, as the whole image, only
-where nothing else was looked at. Both rounds use the case's K and seeds, so that nothing differs but the
-pixels. "Changed" means that the majority over K gave another answer, or none. Images come only
-from zoom; a region it refuses to blank is a reason, not a failure.
+where nothing else was looked at. Both rounds use the case's K and seeds, so that nothing differs
+but the pixels. "Changed" means that the majority over K gave another answer, or none. Images come
+only from zoom; a region it refuses to blank is a reason, not a failure.
 """
 
 from collections.abc import Sequence

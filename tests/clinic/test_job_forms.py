@@ -146,7 +146,9 @@ def test_files_of_the_same_bytes_are_one_image(jobs: httpx.Client):
     assert [item["image_number"] for item in job["items"]] == [1]
 
 
-@pytest.mark.parametrize("content", ["image,question\n" + "\n" * 2**19, "a,b\n" * 2**17, "," * 2**19])
+@pytest.mark.parametrize(
+    "content", ["image,question\n" + "\n" * 2**19, "a,b\n" * 2**17, "," * 2**19]
+)
 def test_a_small_file_takes_little_memory(content: str):
     tracemalloc.start()
     try:
