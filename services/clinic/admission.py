@@ -9,7 +9,7 @@ from http import HTTPStatus
 
 import msgspec
 
-from services.clinic.pseudonyms import Pseudonyms
+from services.clinic.pseudonyms import Pseudonyms, UnknownPseudonym
 from services.clinic.scrubbing import without_identity
 from services.clinic.submission import Asked
 from shared.api.clinic import CaseImage, CaseSubject
@@ -37,24 +37,34 @@ def admit(asked: Asked, identity: PatientIdentity | None, pseudonyms: Pseudonyms
     return _without(asked, [identity], pseudonyms.of(identity))
 
 
-def admit_again(asked: Asked, subject: CaseSubject | None, pseudonyms: Pseudonyms) -> Admitted:
+def admit_again(asked: Asked, subject: CaseSubject, pseudonyms: Pseudonyms) -> Admitted:
     """The same for a further question about a known subject.
 
-    Raises `ApiProblem` as `admit`; `UnknownPseudonym` if the pseudonyms are of another clinic.
+    Raises `ApiProblem` as `admit`, and 409 if the pseudonyms are of another clinic.
     """
-    subject = subject or CaseSubject()
     return _without(asked, _known(subject, pseudonyms), subject)
 
 
 def unnamed(text: str, subject: CaseSubject, pseudonyms: Pseudonyms) -> str:
-    """What a reader wrote about a case, without the identity of its subject."""
+    """What a reader wrote about a case, without the identity of its subject.
+
+    Raises `ApiProblem` 409 if the pseudonyms are of another clinic.
+    """
     for identity in _known(subject, pseudonyms):
         text, _ = without_identity(text, identity)
     return text
 
 
 def _known(subject: CaseSubject, pseudonyms: Pseudonyms) -> list[PatientIdentity]:
-    return [pseudonyms.identity(p) for p in (subject.patient, subject.study) if p is not None]
+    try:
+        return [pseudonyms.identity(p) for p in (subject.patient, subject.study) if p is not None]
+    except UnknownPseudonym as error:
+        raise ApiProblem(
+            HTTPStatus.CONFLICT,
+            "Nobody knows whom the case is about",
+            "its pseudonyms are not in this clinic's database of them, so identity could not be "
+            "taken out of the text",
+        ) from error
 
 
 def _without(asked: Asked, identities: Sequence[PatientIdentity], subject: CaseSubject) -> Admitted:

@@ -27,7 +27,7 @@ from services.clinic.conversation import ContextFull, check_followable
 from services.clinic.diary import Diary
 from services.clinic.following import Bells
 from services.clinic.metrics import ClinicMetrics
-from services.clinic.pseudonyms import Pseudonyms, UnknownPseudonym
+from services.clinic.pseudonyms import Pseudonyms
 from services.clinic.rounds import Neighbours
 from services.clinic.settings import ClinicSettings
 from services.clinic.store import CaseStore, Repeatable, UnfinishedCase, UnknownCase
@@ -157,15 +157,7 @@ class CaseDesk:
         earlier = await asyncio.to_thread(self._store.conversation, case_id)
         former = earlier[-1]
         check_followable(earlier)
-        try:
-            admitted = await asyncio.to_thread(admit_again, asked, former.subject, self.pseudonyms)
-        except UnknownPseudonym as error:
-            raise ApiProblem(
-                HTTPStatus.CONFLICT,
-                "Nobody knows whom the case is about",
-                "its pseudonyms are not in this clinic's database of them, so identity could not "
-                "be taken out of the question",
-            ) from error
+        admitted = await asyncio.to_thread(admit_again, asked, former.subject, self.pseudonyms)
         case = self._new(admitted, former.image, asked.settings, Stopwatch())
         case = case.model_copy(update={"follows": case_id})
         return await self._asked(case, Stopwatch(), wait_s, request)

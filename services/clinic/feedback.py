@@ -117,8 +117,10 @@ def _checked(case: Case, said: FeedbackRequest, max_answer_chars: int) -> Feedba
 
 
 def _unnamed(feedback: Feedback, case: Case, pseudonyms: Pseudonyms) -> Feedback:
-    """Its texts without the identity that the case's header has."""
-    texts = {"note": feedback.note, "corrected_answer": feedback.corrected_answer}
+    """Its free texts without the identity that the case's header has."""
+    texts = {"note": feedback.note}
+    if not case.choices:
+        texts["corrected_answer"] = feedback.corrected_answer
     without = {
         name: None if text is None else unnamed(text, case.subject, pseudonyms)
         for name, text in texts.items()

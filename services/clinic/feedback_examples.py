@@ -41,6 +41,12 @@ FEEDBACK_PROBLEMS = problems(
         "replaces is 0, but the newest feedback is version 1; read it and say whether yours still "
         "stands",
     ),
+    nobody_knows=(
+        HTTPStatus.CONFLICT,
+        "Nobody knows whom the case is about",
+        "its pseudonyms are not in this clinic's database of them, so identity could not be taken "
+        "out of the text",
+    ),
     no_choice=(
         HTTPStatus.UNPROCESSABLE_ENTITY,
         "The corrected answer is no choice",

@@ -2,7 +2,8 @@
 
 Of each case the newest feedback counts, whoever gave it: every version was written in sight of the
 one before. *agree* takes the case's answer as gold, *corrected* the corrected one (where only the
-place was corrected, the case's); *disagree* says no answer and is left out. Training sees image,
+place was corrected, the case's); *disagree* says no answer and is left out. So are follow-ups: a
+problem has one question, and theirs means little without those before it. Training sees image,
 question, choices and answer; corrected boxes go to `lesions.parquet`, which only evaluation may
 open. Roles and notes stay in the clinic. Images are named by hash and stay where they are.
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:  # what they import takes long to load
 
 _YES_NO = ("yes", "no")
 DISAGREED, NO_IMAGE = "disagreed without a correction", "image gone from the blob store"
+FOLLOWS = "asked in the context of an earlier question"
 
 
 class ExportError(MedvrError):
@@ -56,6 +58,9 @@ def exported(reviewed: "Iterable[ReviewedCase]", blobs: "BlobStore") -> Export:
     export = Export([], [], Counter())
     for one in reviewed:
         case, box = one.case, one.feedback.corrected_box
+        if case.follows is not None:
+            export.left_out[FOLLOWS] += 1
+            continue
         gold = _gold_answer(case.answer, one.feedback)
         if gold is None:
             export.left_out[DISAGREED] += 1
@@ -136,8 +141,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="medvr clinic export-feedback",
         description="Writes the newest feedback of each case as a problem set. Disagreement "
-        "without a correction is left out and counted; corrected boxes go to lesions.parquet, for "
-        "evaluation only.",
+        "without a correction, and follow-up questions, are left out and counted; corrected boxes "
+        "go to lesions.parquet, for evaluation only.",
         epilog="Which clinic: --database and --blob-url, or MEDVR_CLINIC_DATABASE and "
         "MEDVR_CLINIC_BLOB_URL, as for `medvr clinic`. It may be running meanwhile.",
         allow_abbrev=False,

@@ -135,7 +135,7 @@ async def _rows_of(
     content = await form.questions.read()
     numbers = _numbers_of(form.images, hashes)
     try:
-        return read_questions(content, numbers, settings.max_job_items)
+        return await asyncio.to_thread(read_questions, content, numbers, settings.max_job_items)
     except BadQuestions as error:
         raise _refuse("The questions cannot be read", str(error)) from error
 

@@ -1,7 +1,8 @@
 """What made an answer: versions and digests of everything that took part. Pure but for one look.
 
 The prompt's version is a digest of its wording, taken with marks in place of question, choices
-and boxes, so that no change of a word can be forgotten; so is a tool's, of its declaration.
+and boxes, so that no change of a word can be forgotten; so is a tool's, of its declaration and of
+what is said of its pictures and of bad arguments.
 """
 
 import hashlib
@@ -41,8 +42,11 @@ def prompt_sha256() -> str:
 
 
 @cache
-def _tool_sha256(tool: str) -> str:
-    return hashlib.sha256(msgspec.json.encode(TOOLS[tool].schema)).hexdigest()
+def tool_sha256(tool: str) -> str:
+    """Digest of all that a policy is told of a tool."""
+    known = TOOLS[tool]
+    wording = [known.schema, known.usage, known.caption]
+    return hashlib.sha256(msgspec.json.encode(wording)).hexdigest()
 
 
 @cache
@@ -82,7 +86,7 @@ def provenance_of(
         weights_sha256=weights_of(description, versions),
         engine=f"vllm {description.vllm_version}",
         prompt_sha256=prompt_sha256(),
-        tools={tool: _tool_sha256(tool) for tool in description.tools},
+        tools={tool: tool_sha256(tool) for tool in description.tools},
         preprocessing_version=case.image.preprocessing_version,
         code_version=code,
         temperature=case.settings.temperature,

@@ -1,5 +1,8 @@
 """The questions of a job as a CSV file: read whole, and refused whole with every row that is wrong.
 
+Of a file of any content no more rows are held than may be asked, so that a small file cannot take
+much memory.
+
     image,question,choices,k,seed
     scan1.dcm,What is shown?,ring|cross,5,7
 
@@ -12,7 +15,7 @@ cell is ever quoted in an error: a name or a question may tell who the patient i
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 from pydantic import ValidationError
@@ -23,6 +26,8 @@ _RENDERING = tuple(RenderingRequest.model_fields)
 COLUMNS = ("image", "question", "choices", "k", "seed", "verify", *_RENDERING)
 REPEATED_COLUMN = "choices"
 _NEEDED = ("image", "question")
+MAX_CELLS = 256
+"""Of a row: every column, and many of choices."""
 _MAX_DIGITS = 20
 
 
@@ -58,15 +63,22 @@ def read_questions(
     `image_numbers` has the number of every name and hash that a row may give; None is a name that
     several files have. Raises `BadQuestions` for a file that has no rows to speak of.
     """
-    lines = _cells(content)
-    if not lines:
+    lines = _lines(content)
+    first = next(lines, None)
+    if first is None:
         raise BadQuestions(f"the file is empty; it must begin with a header of {_accepted()}")
-    header = _header(lines[0][1])
-    filled = [(line, cells) for line, cells in lines[1:] if any(cells)]
+    header = _header(first[1])
+    num_filled = 0
+    filled: list[tuple[int, list[str]]] = []
+    for line in lines:
+        if any(line[1]):
+            num_filled += 1
+            if num_filled <= max_rows:
+                filled.append(line)
     if not filled:
         raise BadQuestions("the file has a header, and no question under it")
-    if len(filled) > max_rows:
-        raise BadQuestions(f"the file has {len(filled)} questions; at most {max_rows} are accepted")
+    if num_filled > max_rows:
+        raise BadQuestions(f"the file has {num_filled} questions; at most {max_rows} are accepted")
     rows: list[QuestionRow] = []
     wrong: dict[int, str] = {}
     for line, cells in filled:
@@ -81,8 +93,8 @@ def _accepted() -> str:
     return ", ".join(COLUMNS)
 
 
-def _cells(content: bytes) -> list[tuple[int, list[str]]]:
-    """Row number and trimmed cells of every row."""
+def _lines(content: bytes) -> Iterator[tuple[int, list[str]]]:
+    """Row number and trimmed cells of every row, one after the other."""
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -91,10 +103,12 @@ def _cells(content: bytes) -> list[tuple[int, list[str]]]:
         raise BadQuestions("the file holds null characters: it is no CSV text")
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
-        rows = list(reader)
+        for number, row in enumerate(reader, start=1):
+            if len(row) > MAX_CELLS:
+                raise BadQuestions(f"row {number} has {len(row)} cells; at most {MAX_CELLS} can be")
+            yield number, [cell.strip() for cell in row]
     except csv.Error as error:
         raise BadQuestions(f"line {reader.line_num} is no CSV: {error}") from error
-    return [(number, [cell.strip() for cell in row]) for number, row in enumerate(rows, start=1)]
 
 
 def _header(cells: Sequence[str]) -> list[str]:

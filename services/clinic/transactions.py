@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Engine
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as NoConnection
 from sqlalchemy.orm import DeclarativeBase, Session
 
 from shared.errors import BoundaryError
@@ -81,7 +82,7 @@ class Transactions:
         while True:
             try:
                 return transaction()
-            except DBAPIError as error:
+            except (DBAPIError, NoConnection) as error:
                 if not self._has_gone(error):
                     raise
                 pause_s = next(pauses_s, None)
@@ -90,8 +91,13 @@ class Transactions:
                     raise DatabaseAway(message, is_transient=True) from error
             time.sleep(pause_s)
 
-    def _has_gone(self, error: DBAPIError) -> bool:
-        """Whether it is the server's state, not the statement, that made this fail."""
+    def _has_gone(self, error: DBAPIError | NoConnection) -> bool:
+        """Whether it is the server's state, not the statement, that made this fail.
+
+        While a server hangs, those that wait for it hold all connections of the pool.
+        """
+        if isinstance(error, NoConnection):
+            return self._is_server
         is_state = error.connection_invalidated or isinstance(error, OperationalError)
         return self._is_server and is_state
 

@@ -1,9 +1,10 @@
 """Is the evidence really why? The same question without it, and without as much elsewhere.
 
 The evidence is the consensus region; where no strict majority looked at one place, it is what the
-shown trajectory looked at. Both rounds use the case's K and seeds, so that nothing differs but the
-pixels. "Changed" means that the majority over K gave another answer, or none. Images come only
-from zoom; a region it refuses to blank is a reason, not a failure.
+shown trajectory looked at. A window it set shows no place: it counts, as the whole image, only
+where nothing else was looked at. Both rounds use the case's K and seeds, so that nothing differs
+but the pixels. "Changed" means that the majority over K gave another answer, or none. Images come
+only from zoom; a region it refuses to blank is a reason, not a failure.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from services.clinic.elsewhere import place_elsewhere
 from services.clinic.reasoning import option_text, size_of, wire_box
 from services.clinic.rounds import Neighbours, consensus_request, open_case, run_trajectories
 from services.clinic.telling import Tell
+from shared.agent.tools import SET_WINDOW
 from shared.api.case_events import VerificationEvent
 from shared.api.case_result import (
     Blanked,
@@ -45,7 +47,8 @@ def evidence_region(case: Case) -> tuple[EvidenceRegion | None, list[Box]]:
     if case.consensus is not None and case.consensus.rectangles:
         rectangles = case.consensus.rectangles
         return EvidenceRegion.CONSENSUS, [Box(r.x1, r.y1, r.x2, r.y2) for r in rectangles]
-    looked = [Box(e.box.x1, e.box.y1, e.box.x2, e.box.y2) for e in case.evidence]
+    placed = [each for each in case.evidence if each.tool != SET_WINDOW.name]
+    looked = [Box(e.box.x1, e.box.y1, e.box.x2, e.box.y2) for e in placed or case.evidence]
     return (EvidenceRegion.SHOWN_TRAJECTORY if looked else None), looked
 
 

@@ -70,6 +70,8 @@ class Tool:
     """JSON schema by name of argument."""
     usage: str
     """What the policy is told when it gives other arguments."""
+    caption: str
+    """What it is told of a picture, around some arguments: for the digest of the wording."""
     read: Callable[[dict[str, object]], Arguments]
     """Arguments from their JSON. Raises `BadArguments`."""
     plan: Callable[[Arguments, OpenedProblem, WindowArguments | None], Look]
@@ -171,6 +173,7 @@ ZOOM_IN = Tool(
         }
     },
     usage="arguments must be a bbox_2d of four numbers",
+    caption=zoom_caption([0, 0, 0, 0]),
     read=_read_zoom,
     plan=_plan_zoom,
 )
@@ -218,6 +221,7 @@ SET_WINDOW = Tool(
         "width": {"type": "number", "description": "From black to white, over 0."},
     },
     usage="arguments must be the numbers center and width",
+    caption=window_caption(WindowArguments(0.0, 1.0)),
     read=_read_window,
     plan=_plan_window,
 )

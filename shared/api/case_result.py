@@ -62,7 +62,7 @@ class CaseProvenance(WireModel):
     prompt_sha256: str = Field(pattern=SHA256_PATTERN)
     """Of the wording around question, choices and crops."""
     tools: dict[str, str]
-    """Tool the policy was told of → sha256 of its declaration."""
+    """Tool the policy was told of → sha256 of all that is said of it."""
     preprocessing_version: str | None = None
     """Of the way from the file to the picture."""
     code_version: str

@@ -50,6 +50,12 @@ def look(bbox_2d: list[int], thought: str = "look closer", **nats: float) -> Say
     return Say(f"<think>{thought}</think><tool_call>{call}</tool_call>", **nats)
 
 
+def window(center: float, width: float, thought: str = "another window") -> Say:
+    """A grey-level window, of a policy with that tool (`tools`)."""
+    call = f'{{"name": "set_window", "arguments": {{"center": {center}, "width": {width}}}}}'
+    return Say(f"<think>{thought}</think><tool_call>{call}</tool_call>")
+
+
 def answer(text: str, thought: str = "it is clear now", logprob: float = -0.1) -> Say:
     """The end."""
     return Say(f"<think>{thought}</think><answer>{text}</answer>", answer_logprob=logprob)
@@ -68,6 +74,7 @@ class ScriptedPolicy:
     fail_with: int | None = None
     url: str = ""
     max_model_len_tokens: int = 65_536
+    tools: list[str] = field(default_factory=lambda: ["zoom_in"])
     requests: list[GenerateRequest] = field(default_factory=list)
     release: threading.Event = field(default_factory=threading.Event)
     """Cleared: requests wait."""
@@ -83,7 +90,7 @@ class ScriptedPolicy:
         self.weights_sha256, self.sampling_version = "a" * 64, self.version
         self._begun = self.num_entered = 0
         self.hold_after = None
-        self.max_model_len_tokens = 65_536
+        self.max_model_len_tokens, self.tools = 65_536, ["zoom_in"]
         self.release.set()
         self.entered.clear()
 
@@ -96,7 +103,7 @@ class ScriptedPolicy:
             weights_sha256=self.weights_sha256,
             channel=None,
             entropy_mode="exact",
-            tools=["zoom_in"],
+            tools=self.tools,
             view=VIEW,
             crop=CROP,
             min_side_px=28,

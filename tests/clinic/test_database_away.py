@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import select
+from sqlalchemy import create_engine, select
 
 from services.clinic.address import DatabaseAddress
 from services.clinic.store import Answer, CaseStore, Repeatable
@@ -89,6 +89,19 @@ def test_a_server_that_stays_away_is_named_and_nothing_of_the_case(server: Postg
 
     assert away.value.is_transient
     assert str(away.value) == "clinic: the database does not answer"
+    transactions.close()
+
+
+def test_waiting_in_vain_for_a_connection_is_a_database_that_is_away(postgres: Postgres):
+    url = DatabaseAddress(postgres.new_database()).url()
+    engine = create_engine(url, pool_size=1, max_overflow=0, pool_timeout=0.05)
+    transactions = Transactions(engine, pauses_s=(0.01,))
+
+    with engine.connect(), pytest.raises(DatabaseAway) as away:  # as if that one hung
+        transactions.read(lambda session: session.execute(select(1)))
+
+    assert away.value.is_transient
+    assert transactions.read(lambda session: session.execute(select(1)).scalar_one()) == 1
     transactions.close()
 
 

@@ -142,6 +142,22 @@ async def test_an_evaluation_runs_on_what_was_exported(
     assert len(cases) == 4
 
 
+def test_a_follow_up_is_no_problem_of_its_own(
+    clinic: httpx.Client, policy: ScriptedPolicy, export: Export, tmp_path: Path
+):
+    policy.rehearse([answer("B")])
+    first = ask(clinic, k="1").json()["case_id"]
+    further = clinic.post(f"/v1/cases/{first}/follow-ups", json={"question": "And below?", "k": 1})
+    assert further.status_code == 201, further.text
+    for case_id in (first, further.json()["case_id"]):
+        assert say(clinic, case_id, verdict="agree", role="student").status_code == 201
+
+    said = export(tmp_path / "round-2")
+
+    assert [p.problem_id for p in read_problems(tmp_path / "round-2")] == [first]
+    assert "left out: 1 asked in the context of an earlier question" in said
+
+
 def test_a_case_whose_image_is_gone_is_counted(
     clinic: httpx.Client,
     policy: ScriptedPolicy,

@@ -108,6 +108,26 @@ def test_what_a_reader_says_of_a_case_is_kept_without_the_name(
     )
 
 
+def test_where_the_pseudonyms_are_unknown_no_text_is_taken(
+    start_clinic: Callable[..., httpx.Client], policy: ScriptedPolicy, tmp_path: Path
+):
+    policy.rehearse([answer("A")])
+    case = ask(start_clinic(), image=scan(), k="1").json()
+    other = start_clinic(pseudonym_database=DatabaseAddress(str(tmp_path / "other.sqlite")))
+    feedback = f"/v1/cases/{case['case_id']}/feedback"
+    said = {"verdict": "disagree", "role": "student"}
+
+    refused = [
+        other.post(feedback, json={**said, "note": "Mrs Müller was seen before."}),
+        other.post(f"/v1/cases/{case['case_id']}/follow-ups", json={"question": "And below?"}),
+    ]
+
+    for response in refused:
+        assert problem_of(response)[:2] == (409, "Nobody knows whom the case is about")
+    corrected = {"verdict": "corrected", "corrected_answer": "B"}
+    assert other.post(feedback, json=said | corrected).status_code == 201
+
+
 def test_choices_that_differ_in_nothing_but_identity_are_refused(clinic: httpx.Client):
     response = ask(clinic, image=scan(), choices=["Mueller", "Jane"])
     assert problem_of(response)[:2] == (422, "Choices repeat")

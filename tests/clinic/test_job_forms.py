@@ -2,6 +2,7 @@
 
 import csv
 import io
+import tracemalloc
 from collections.abc import Callable
 
 import httpx
@@ -143,6 +144,19 @@ def test_files_of_the_same_bytes_are_one_image(jobs: httpx.Client):
     job = send(jobs, twins, "image,question\na.png,What?\n").json()
 
     assert [item["image_number"] for item in job["items"]] == [1]
+
+
+@pytest.mark.parametrize(
+    "content", ["image,question\n" + "\n" * 2**19, "a,b\n" * 2**17, "," * 2**19]
+)
+def test_a_small_file_takes_little_memory(content: str):
+    tracemalloc.start()
+    try:
+        with pytest.raises(BadQuestions):
+            read_questions(content.encode(), {}, 10)
+        assert tracemalloc.get_traced_memory()[1] < 20 * len(content)
+    finally:
+        tracemalloc.stop()
 
 
 @settings(suppress_health_check=list(HealthCheck), max_examples=300)

@@ -1,5 +1,6 @@
 """What a case says beside its answer: shares, sureness, provenance, links."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable
@@ -9,10 +10,11 @@ import httpx
 import pytest
 
 from services.clinic.address import DatabaseAddress
-from services.clinic.provenance import code_version, prompt_sha256
+from services.clinic.provenance import code_version, prompt_sha256, tool_sha256
 from services.clinic.reasoning import answer_tokens, text_before_call
 from services.clinic.showing import shown
 from services.clinic.store import CaseStore
+from shared.agent.tools import SET_WINDOW, TOOLS
 from shared.api.clinic import Case, CaseStatus
 from tests.clinic.scripted_policy import ScriptedPolicy, answer, look
 from tests.clinic.test_cases import ELSEWHERE, IN_VIEW, ask, two_against_one
@@ -207,3 +209,15 @@ def test_the_tokens_of_an_answer_are_those_with_a_character_of_it(
 def test_the_text_before_a_call_is_all_that_precedes_its_tag():
     assert text_before_call("<think>a</think> b<tool_call>{}</tool_call>") == "<think>a</think> b"
     assert text_before_call("<think>a</think><answer>B</answer>").endswith("</answer>")
+
+
+def test_a_tools_digest_changes_with_every_word_that_is_said_of_it(monkeypatch: pytest.MonkeyPatch):
+    digests = {tool_sha256("set_window")}
+    for field in ("description", "usage", "caption"):
+        with monkeypatch.context() as patched:
+            changed = dataclasses.replace(SET_WINDOW, **{field: "another word"})
+            patched.setitem(TOOLS, "set_window", changed)
+            tool_sha256.cache_clear()
+            digests.add(tool_sha256("set_window"))
+    tool_sha256.cache_clear()
+    assert len(digests) == 4

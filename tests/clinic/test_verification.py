@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tests.clinic.pictures import picture, png
-from tests.clinic.scripted_policy import Say, ScriptedPolicy, answer, look
+from tests.clinic.scripted_policy import Say, ScriptedPolicy, answer, look, window
 from tests.clinic.test_cancel import cancel
 from tests.clinic.test_cases import ELSEWHERE, IN_VIEW, ask
 from tests.clinic.test_events import followed
@@ -22,6 +22,8 @@ from tests.clinic.test_recovery import (
     final_case,
     process,  # noqa: F401 - a fixture
 )
+from tests.clinic.test_rendering import CT
+from tests.zoom.files import RAMP, dataset_of, file_of
 
 StartClinic = Callable[..., httpx.Client]
 EVIDENCE = {"x1": 168, "y1": 84, "x2": 220, "y2": 140}
@@ -158,6 +160,41 @@ def test_without_a_majority_place_the_boxes_of_the_trajectory_shown_are_the_evid
     assert case["consensus"]["rectangles"] == []
     assert found["region"] == "shown_trajectory"
     assert found["evidence_blanked"]["rectangles"] == [zoom["box"] for zoom in case["evidence"]]
+
+
+@pytest.fixture
+def windowing(policy: ScriptedPolicy) -> bytes:
+    """A CT slice with grey levels, and a policy that may set windows."""
+    policy.rehearse()
+    policy.tools = ["zoom_in", "set_window"]
+    return file_of(dataset_of(np.kron(RAMP, np.ones((34, 34), np.uint16)) + 1000, **CT))
+
+
+def test_a_window_that_was_set_is_no_place_of_the_evidence(
+    clinic: httpx.Client, policy: ScriptedPolicy, windowing: bytes
+):
+    policy.plans = [
+        *[[window(40, 400), look(box), answer("B")] for box in (IN_VIEW, ELSEWHERE)],
+        *[[answer("C")]] * 2,
+        *[[answer("B")]] * 2,
+    ]
+
+    case = verified(clinic, image=windowing)
+    found = case["verification"]
+
+    assert [zoom["tool"] for zoom in case["evidence"]] == ["set_window", "zoom_in"]
+    assert (found["region"], found["supported"]) == ("shown_trajectory", True)
+    assert found["evidence_blanked"]["rectangles"] == [case["evidence"][1]["box"]]
+
+
+def test_a_window_alone_is_the_whole_image_and_nothing_is_concluded(
+    clinic: httpx.Client, policy: ScriptedPolicy, windowing: bytes
+):
+    policy.plans = [[window(40, 400), answer("B")]]
+
+    found = verified(clinic, image=windowing)["verification"]
+
+    assert (found["evidence_unasked"], found["supported"]) == ("not_blankable", None)
 
 
 def test_an_answer_without_any_evidence_is_not_supported_and_nothing_is_asked(
