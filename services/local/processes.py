@@ -47,8 +47,9 @@ class StackPaths:
 
     @property
     def database(self) -> Path:
-        """The clinic's cases."""
-        return self.root / "clinic.db"
+        """The clinic's cases, in the file that `medvr clinic` takes by default."""
+        former = self.root / "clinic.db"
+        return former if former.exists() else self.root / "clinic.sqlite"
 
 
 @dataclass(frozen=True)
