@@ -199,11 +199,16 @@ def _summary(case: Case) -> Generator[tuple[str, str], None, None]:
         yield "Votes", ", ".join(_vote(case, *vote) for vote in sorted(case.votes.items()))
 
 
+def _probability(share: float) -> str:
+    """What was fitted on some hundred problems is never certain."""
+    return "over 99%" if share > 0.99 else "under 1%" if share < 0.01 else f"{share:.0%}"
+
+
 def _confidence(case: Case) -> Generator[tuple[str, str], None, None]:
     named = case.calibration
     if case.confidence is not None and named is not None:
         source = f"calibrated on {printable(named.problem_set)}, {named.num_problems} problems"
-        yield "Confidence", f"{case.confidence:.0%} ({source})"
+        yield "Confidence", f"{_probability(case.confidence)} ({source})"
     elif case.confidence_unknown is not None and case.confidence_unknown in _UNKNOWN:
         yield "Confidence", f"not known: {_UNKNOWN[case.confidence_unknown]}"
 

@@ -4,7 +4,7 @@ import { card, table } from "./cards.js";
 import { conversationLinks, feedbackCard, followUpCard } from "./dialogue.js";
 import { Problem, STATUS_WORDS, answerWords, call, el, moment, percent, seconds } from "./dom.js";
 import { drawStage, layerSwitches } from "./stage.js";
-import { attemptSteps, stepsOf } from "./steps.js";
+import { attemptSteps, endedWords, stepsOf } from "./steps.js";
 import { confidenceLine, imageCard, provenanceCard, supportLine, verificationCard, withheldNote } from "./trust.js";
 
 const RETRY_MS = 1000;
@@ -80,7 +80,7 @@ function named(answer, choices) {
 function votesCard(found) {
   const rows = Object.entries(found.votes).sort((a, b) => b[1] - a[1]);
   const silent = found.settings.num_trajectories - rows.reduce((sum, row) => sum + row[1], 0);
-  const all = silent ? [...rows, ["(no answer)", silent]] : rows;
+  const all = silent ? [...rows, ["found.is_withheld ? "(withheld)" : "(no answer)", silent]] : rows;
   return card("Votes", "Normalised answers of the independent trajectories.",
     table(all.map(([answer, count]) => [named(answer, found.choices), count]), ["Answer", "Votes"]));
 }
@@ -96,12 +96,10 @@ function consensusCard(consensus) {
   return card("Consensus region", "Where more than half of the agreeing trajectories looked.", seen);
 }
 
-const ENDED = { no_tool_no_answer: "neither zoom nor answer" };
-
 function attemptsCard(found) {
   const rows = found.attempts.map((one, i) => [
     one.trajectory_id === found.shown_trajectory_id ? `${i + 1} (shown)` : i + 1,
-    one.answer ?? "—", one.boxes.length, one.num_turns, ENDED[one.stop_reason] ?? one.stop_reason.replaceAll("_", " "),
+    one.answer ?? "—", one.boxes.length, one.num_turns, endedWords(one.stop_reason),
   ]);
   return card("Trajectories", null, el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Trajectories" },
     table(rows, ["No.", "Answer", "Zooms", "Turns", "Ended"])));

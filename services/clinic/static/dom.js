@@ -50,6 +50,8 @@ export function freshKey() {
 }
 
 export const percent = (share) => `${Math.round(share * 100)} %`;
+/** A calibrated probability: what was fitted on some hundred problems is never certain. */
+export const probability = (share) => (share > 0.99 ? "over 99 %" : share < 0.01 ? "under 1 %" : percent(share));
 export const nats = (value) => value.toFixed(2);
 export const signed = (value) => (value >= 0 ? "+" : "−") + Math.abs(value).toFixed(2);
 export const seconds = (value) => (value < 0.1 ? `${(value * 1000).toFixed(0)} ms` : `${value.toFixed(1)} s`);

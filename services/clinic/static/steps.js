@@ -80,11 +80,16 @@ function meaning(rise) {
   return "— at least as sure of this as of its words before.";
 }
 
+const ENDED = { no_tool_no_answer: "neither zoom nor answer" };
+
+/** Why a trajectory ended. */
+export const endedWords = (reason) => ENDED[reason] ?? reason.replaceAll("_", " ");
+
 /** One list entry per trajectory: what a reader is shown when none speaks for the others. */
 export function attemptSteps(found, named) {
   return found.attempts.map((one) => el("li", { class: "step" },
     el("p", {}, one.answer === null
-      ? `Gave no answer (${one.stop_reason.replaceAll("_", " ")}).`
+      ? `Gave no answer (${endedWords(one.stop_reason)}).`
       : "Answered ", one.answer === null ? null : el("strong", {}, named(one.answer))),
     el("p", { class: "coordinates" }, one.boxes.length
       ? `Looked at ${one.boxes.map((b) => `x ${b.x1}–${b.x2}, y ${b.y1}–${b.y2} px`).join("; ")}`

@@ -1,7 +1,7 @@
 // How far an answer can be relied on: its confidence, whether it rests on its evidence, what is
 // withheld; and what made it: the image and the versions of everything.
 
-import { answerWords, el, percent } from "./dom.js";
+import { answerWords, el, percent, probability } from "./dom.js";
 import { card, table } from "./cards.js";
 
 const UNKNOWN = {
@@ -30,7 +30,7 @@ export function confidenceLine(found) {
   const { problem_set: set, num_problems: size, fitted_on: day } = found.calibration;
   return el("p", { class: "agreement confidence" },
     el("meter", { min: 0, max: 1, value: found.confidence, "aria-label": "Confidence" }),
-    `Confidence ${percent(found.confidence)}: so often were such answers right on ${set} (${size} problems, ${day}).`);
+    `Confidence ${probability(found.confidence)}: so often were such answers right on ${set} (${size} problems, ${day}).`);
 }
 
 /** What verification found, in one sentence; null if it was not asked for. */
@@ -54,7 +54,7 @@ export function supportLine(found) {
 export function withheldNote(found, reveal) {
   const why = found.abstention === "unsupported"
     ? "it is not supported by the evidence shown"
-    : `its confidence, ${percent(found.confidence)}, is below this clinic's threshold of ${percent(found.settings.abstain_below)}`;
+    : `its confidence, ${probability(found.confidence)}, is below this clinic's threshold of ${percent(found.settings.abstain_below)}`;
   if (!found.is_withheld) {
     return [el("p", { class: "alert soft" }, `Shown on request. It was withheld because ${why}.`),
       el("p", { class: "answer withheld" }, answerWords(found.answer, found.option_text))];
