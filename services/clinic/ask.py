@@ -76,7 +76,7 @@ def build_parser() -> argparse.ArgumentParser:
         usage="medvr ask [options] IMAGE QUESTION\n"
         "       medvr ask [options] --follow CASE QUESTION\n"
         "       medvr ask [options] --case CASE",
-        description="Asks a clinic a question about an image, or a further one about the image of "
+        description="Asks a clinic a question about an image, or a further one about that of\n"
         "a case, shows how it looks, prints the answer and saves a picture of the evidence.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
