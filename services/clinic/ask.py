@@ -123,6 +123,8 @@ def _asked(
     asked, follow = arguments.asked, arguments.follow
     if (len(asked), follow is not None, arguments.case is not None) not in _USAGES:
         parser.error("give IMAGE and QUESTION, --follow CASE and QUESTION, or --case CASE")
+    if arguments.out is not None and not arguments.out.parent.is_dir():
+        parser.error(f"--out: there is no folder {arguments.out.parent}")
     if follow is not None:
         _refuse_picture(parser, arguments)
     if len(asked) < 2:
@@ -162,12 +164,16 @@ def _form(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> "As
 
 
 class Session:
-    """One run of the command; `case_id` is known once the clinic has accepted the question."""
+    """One run of the command; `case_id` is known once the clinic has accepted the question.
+
+    `goes_on` says whether the case may still be running: it was there, and has not been seen ended.
+    """
 
     def __init__(self, arguments: argparse.Namespace, terminal: "Terminal") -> None:
         self._arguments = arguments
         self._terminal = terminal
         self.case_id: str | None = arguments.case
+        self.goes_on = False
 
     async def run(self) -> Exit:
         """Ask or come back, watch, show. Raises `ClinicError` and `OSError`."""
@@ -175,6 +181,9 @@ class Session:
         async with _client(arguments.url) as client:
             if self.case_id is None:
                 self.case_id = (await self._ask(client)).case_id
+            else:
+                await client.get(self.case_id)
+            self.goes_on = True
             self._terminal.opened(self.case_id)
             try:
                 async with asyncio.timeout(arguments.timeout):
@@ -182,6 +191,7 @@ class Session:
             except TimeoutError:
                 self._terminal.left_running(self.case_id)
             case = await client.get(self.case_id, show_withheld=arguments.show_withheld)
+            self.goes_on = case.status is CaseStatus.RUNNING
             self._terminal.show(case)
             await self._save_picture(client, case)
         return EXIT_OF[case.status]
@@ -237,7 +247,7 @@ def _carried_out(session: Session, terminal: "Terminal") -> Exit:
         _interrupt(session, terminal)
         return Exit.INTERRUPTED
     except (ClinicError, OSError) as error:
-        terminal.failed(error, session.case_id)
+        terminal.failed(error, session.case_id if session.goes_on else None)
         return Exit.FAILED
 
 
@@ -247,7 +257,7 @@ def _interrupt(session: Session, terminal: "Terminal") -> None:
     except KeyboardInterrupt:
         terminal.say("interrupted again: whether the case is cancelled is not known")
     except ClinicError as error:
-        terminal.failed(error, session.case_id)
+        terminal.failed(error, session.case_id if session.goes_on else None)
 
 
 def main(argv: Sequence[str]) -> NoReturn:

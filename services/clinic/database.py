@@ -82,6 +82,12 @@ def _reason(error: DBAPIError) -> str:
     return f"cannot be used: {words}"
 
 
+def must_exist(address: DatabaseAddress) -> None:
+    """For who only reads: a file that is not there is not made. Raises `UnusableDatabase`."""
+    if address.path is not None and not address.path.is_file():
+        raise UnusableDatabase(f"there is no database {address}")
+
+
 def open_database(
     address: DatabaseAddress,
     scripts: Path,

@@ -155,12 +155,14 @@ def main(argv: Sequence[str]) -> None:
     """Export and say what was written and left out."""
     arguments, rest = build_parser().parse_known_args(argv)
     settings = ClinicSettings.load(rest)
+    from services.clinic.database import must_exist
     from services.clinic.feedback_store import FeedbackStore
     from services.clinic.store import CaseStore
     from shared.blobs import BlobStore
     from shared.service.process import plain_errors
 
     with plain_errors():
+        must_exist(settings.database)
         store = CaseStore(settings.database)
         try:
             reviewed = FeedbackStore(store).newest_of_all()

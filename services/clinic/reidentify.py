@@ -23,10 +23,12 @@ def main(argv: Sequence[str]) -> None:
         (sys.stdout if is_asked_for else sys.stderr).write(_USAGE)
         raise SystemExit(0 if is_asked_for else 2)
     settings = ClinicSettings.load(argv[1:])
+    from services.clinic.database import must_exist
     from services.clinic.pseudonyms import Pseudonyms
     from shared.service.process import plain_errors
 
     with plain_errors():  # also an unknown pseudonym
+        must_exist(settings.pseudonyms)
         pseudonyms = Pseudonyms(settings.pseudonyms)
         try:
             identity = pseudonyms.identity(argv[0])

@@ -134,7 +134,7 @@ function show(found) {
     ...(found.verification ? [verificationCard(found)] : []),
     imageCard(found),
     ...(found.provenance ? [provenanceCard(found)] : []),
-    recordCard(found));
+    ...(found.status === "running" ? [] : [recordCard(found)]));
   byId("conversation").replaceChildren(...conversationLinks(found));
   const isFinal = found.status === "answered" || found.status === "abstained";
   byId("dialogue").hidden = !isFinal;
@@ -190,6 +190,9 @@ function follow(found) {
   events.addEventListener("started", () => { zooms = 0; ended = 0; });
   events.addEventListener("zoom", () => { zooms += 1; tell(); });
   events.addEventListener("trajectory", () => { ended += 1; tell(); });
+  events.addEventListener("verification", () => {
+    byId("state").textContent = `${FOLLOWING} It answered; now the evidence is checked.`;
+  });
   events.addEventListener("done", () => {
     events.close();
     load().catch(fail);

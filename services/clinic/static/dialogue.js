@@ -92,8 +92,9 @@ export function feedbackCard(found, stage) {
     newest = history.versions.at(-1)?.version ?? 0;
     versions.replaceChildren(...history.versions.map((given) => versionLine(given, found)));
   };
-  const verdicts = VERDICTS.map(([value, words]) => el("label", { class: "tick" },
-    el("input", { type: "radio", name: "verdict", value, checked: value === "agree" }), words));
+  const possible = VERDICTS.filter(([value]) => found.status === "answered" || value !== "agree");
+  const verdicts = possible.map(([value, words], i) => el("label", { class: "tick" },
+    el("input", { type: "radio", name: "verdict", value, checked: i === 0 }), words));
   const answer = found.choices.length
     ? el("select", {}, el("option", { value: "" }, "—"),
         ...found.choices.map((text, i) => el("option", { value: LETTERS[i] }, `${LETTERS[i]}. ${text}`)))
