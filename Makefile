@@ -10,6 +10,7 @@ TORCH := torch==2.13.0+cpu
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 ARGS ?=
+TEST_WORKERS ?= 2 # each starts its own vLLM engines: about 5 GiB apiece
 
 .PHONY: help install demo demo-compare up down status test chaos bench check format browser tiny-base tiny-windowing tiny-trained clean
 
@@ -48,8 +49,8 @@ status: ## Shows the running stack
 
 test: export OMP_WAIT_POLICY = PASSIVE
 test: export KMP_BLOCKTIME = 0
-test: install browser ## All tests, with the real components (under 30 minutes)
-	@$(BIN)/python -m pytest $(ARGS)
+test: install browser ## All tests, with the real components (about 15 minutes)
+	@$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 chaos: install ## Kills every process at random moments of a training run, empties Redis, audits the outcome
 	@$(BIN)/python -m tests.chaos $(ARGS)

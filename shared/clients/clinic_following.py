@@ -17,6 +17,9 @@ from shared.clients.clinic_calls import Call, case_path, problem_of, shown, unre
 from shared.clients.http import Retries, misfit_of
 from shared.errors import ClinicError
 
+PATIENCE_S = 120.0
+"""How long a follower looks for a clinic that is away."""
+
 Failure = httpx.TransportError | SSEError | ClinicError
 
 _EVENT: TypeAdapter[CaseEvent] = TypeAdapter(CaseEvent)

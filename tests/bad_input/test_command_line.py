@@ -144,7 +144,7 @@ CASES: dict[str, tuple[tuple[str, ...], int, str]] = {
     "scenes that are problems": (
         ("tiny-base", "--scenes", "{folder}/set/problems.parquet", "--out", "{folder}/o"),
         1,
-        "is not a scene file of format 2",
+        "is not a scene file of format 3",
     ),
     "a policy that is not there": (
         (*POLICY, "{folder}/nowhere"),

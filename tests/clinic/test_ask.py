@@ -214,12 +214,55 @@ def test_whoever_does_not_wait_is_told_how_to_come_back(
     assert ask("--case", case_id, "--no-picture")[0] == 0
 
 
+@pytest.mark.usefixtures("folder")
+def test_a_further_question_is_asked_of_the_same_image(
+    ask: Ask, clinic: httpx.Client, policy: ScriptedPolicy
+):
+    policy.rehearse([look(IN_VIEW), answer("B")])
+    ask("scan.png", QUESTION, *CHOICE_FLAGS, "-k", "1", "--no-picture")
+    first = newest(clinic)
+    policy.rehearse([look(IN_VIEW, "and there"), answer("A")])
+
+    sides = ("-c", "left", "-c", "right")
+    code, out, err = ask(
+        "--follow", first, "And on which side?", *sides, "-k", "2", "--seed", "3", "--out", "s.png"
+    )
+
+    case = clinic.get(f"/v1/cases/{newest(clinic)}").json()
+    assert code == 0
+    assert out.startswith("Answer      A: left\n")
+    assert "Agreement   2 of 2 trajectories" in out
+    assert err.splitlines()[:2] == [f"case {case['case_id']}", "2 trajectories"]
+    assert any("thinks: and there" in line for line in err.splitlines())
+    assert (case["follows"], case["question"]) == (first, "And on which side?")
+    assert (case["settings"]["num_trajectories"], case["settings"]["seed"]) == (2, 3)
+    with Image.open("s.png") as drawn:
+        assert drawn.width > SIDE_PX
+
+
+@pytest.mark.usefixtures("folder")
+def test_what_was_not_answered_is_not_followed(ask: Ask, policy: ScriptedPolicy):
+    policy.rehearse([answer("A")], [answer("B")])
+    _, _, told = ask("scan.png", QUESTION, *CHOICE_FLAGS, "-k", "2", "--no-picture")
+
+    code, out, err = ask("--follow", told.split()[1], "And on which side?")
+
+    assert (code, out) == (1, "")
+    assert "clinic: 409" in err
+    assert "to come back" not in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "give IMAGE and QUESTION, or --case ID"),
+        ([], "give IMAGE and QUESTION"),
         (["scan.png"], "give IMAGE and QUESTION"),
         (["scan.png", "?", "--case", "x"], "give IMAGE and QUESTION"),
+        (["scan.png", "?", "--follow", "x"], "--follow CASE and QUESTION, or --case CASE"),
+        (["--follow", "x"], "--follow CASE and QUESTION"),
+        (["?", "--follow", "x", "--case", "x"], "--follow CASE and QUESTION"),
+        (["?", "--follow", "x", "--frame", "2"], "--frame cannot be given with --follow"),
+        (["?", "--follow", "x", "--verify"], "--verify cannot be given with --follow"),
         (["nowhere.png", "?"], "there is no file nowhere.png"),
         (["scan.png", "?", "--window", "wide"], "--window takes CENTER,WIDTH or lung"),
         (["scan.png", "?", "-k", "many"], "invalid int value"),

@@ -97,7 +97,13 @@ def test_the_steps_are_the_turns_of_the_trajectory_shown(
     first, second = case["turns"]
 
     assert first["thought"] == "bright on the right"
-    assert first["call"] == {"bbox_2d": IN_VIEW, "evidence_index": 0, "error": None}
+    assert first["call"] == {
+        "tool": "zoom_in",
+        "bbox_2d": IN_VIEW,
+        "window": None,
+        "evidence_index": 0,
+        "error": None,
+    }
     assert first["answer"] is None
     assert (second["thought"], second["answer"]) == ("it is clear now", "B")
     shown = [a for a in case["attempts"] if a["trajectory_id"] == case["shown_trajectory_id"]]

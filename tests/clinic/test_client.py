@@ -12,7 +12,8 @@ from PIL import Image
 from shared.api.case_events import AnswerEvent, DoneEvent, StartedEvent, ZoomEvent
 from shared.api.clinic import CaseStatus
 from shared.api.feedback import FeedbackRequest, ReviewerRole, Verdict
-from shared.clients.clinic import AsyncClinicClient, ClinicClient
+from shared.clients.clinic import ClinicClient
+from shared.clients.clinic_async import AsyncClinicClient
 from shared.clients.http import Retries
 from shared.errors import ClinicError, ClinicProblem
 from tests.clinic.pictures import picture, png

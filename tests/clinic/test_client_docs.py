@@ -15,7 +15,9 @@ from typing import Any
 import httpx
 import pytest
 
+from shared.clients.clinic import ClinicClient
 from tests.clinic.conftest import Surroundings
+from tests.clinic.jobs import WorkerProcess
 from tests.clinic.pictures import picture, png
 from tests.clinic.scripted_policy import answer, look
 from tests.clinic.test_cases import IN_VIEW
@@ -79,8 +81,28 @@ def run_shell(surroundings: Surroundings, tmp_path: Path) -> Callable[[str], str
     return run
 
 
+def newest_case(url: str) -> str:
+    with ClinicClient(url) as client:
+        return next(client.pages(limit=1)).cases[0].case_id
+
+
+@pytest.fixture
+def url(
+    start_clinic: Callable[..., httpx.Client],
+    valkey_url: str,
+    free_port: Callable[[], int],
+    tmp_path: Path,
+) -> Iterator[str]:
+    """Of a clinic with a worker."""
+    url = str(start_clinic(redis_url=valkey_url).base_url).rstrip("/")
+    worker = WorkerProcess(valkey_url, url, free_port(), tmp_path / "worker.log")
+    worker.start()
+    yield url
+    worker.close()
+
+
 def test_every_example_prints_what_the_page_says(
-    clinic: httpx.Client,
+    url: str,
     surroundings: Surroundings,
     run_shell: Callable[[str], str],
     tmp_path: Path,
@@ -88,12 +110,15 @@ def test_every_example_prints_what_the_page_says(
 ):
     surroundings.policy.rehearse([look(IN_VIEW), answer("B")])
     (tmp_path / "scan.png").write_bytes(png(picture()))
+    (tmp_path / "other.png").write_bytes(png(picture().rotate(90)))
     monkeypatch.chdir(tmp_path)
-    url, names = str(clinic.base_url).rstrip("/"), {"__name__": "page"}
+    names = {"__name__": "page"}
     found = list(examples(PAGE.read_text()))
 
     for example in found:
         code = example.code.replace(CLINIC, url)
+        if CASE_ID in code:
+            code = code.replace(CASE_ID, newest_case(url))
         printed = run_python(code, names) if example.language == "python" else run_shell(code)
         printed = re.sub(r"\b[0-9a-f]{32}\b", CASE_ID, printed.replace(url, CLINIC))
         assert printed == example.prints, example.code

@@ -10,7 +10,8 @@ import pytest
 
 from shared.api.case_events import DoneEvent
 from shared.api.clinic import CaseStatus
-from shared.clients.clinic import AsyncClinicClient, ClinicClient
+from shared.clients.clinic import ClinicClient
+from shared.clients.clinic_async import AsyncClinicClient
 from shared.clients.clinic_following import FollowedEvent
 from tests.clinic.losing import losing
 from tests.clinic.scripted_policy import ScriptedPolicy, answer, look

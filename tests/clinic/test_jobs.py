@@ -208,6 +208,18 @@ def test_a_repeated_job_is_one_job(idle: httpx.Client):
     assert idle.post(f"{first['url']}/cancel", headers=cancel).json() == stopped
 
 
+def test_a_repeated_file_of_questions_is_one_job(idle: httpx.Client):
+    headers = {"idempotency-key": '"rows"'}
+    rows = "image,question\na.png,What?\nb.png,Where?\n"
+
+    first = send(idle, IMAGES, rows, headers)
+    again = send(idle, IMAGES, rows, headers)
+
+    assert (first.status_code, first.json()["num_items"]) == (202, 2)
+    assert again.json() == first.json()
+    assert send(idle, IMAGES, rows.replace("Where", "Which"), headers).status_code == 422
+
+
 def test_jobs_and_items_are_paged(idle: httpx.Client):
     ids = [study(idle, number)["job_id"] for number in (1, 2, 3)]
 

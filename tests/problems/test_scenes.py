@@ -55,6 +55,7 @@ def test_a_scene_file_holds_the_same_rows_whatever_the_number_of_processes(tmp_p
             num_probes=2,
             probe_seed=2,
             found_share=0.4,
+            hidden_share=0.3,
             num_processes=processes,
         )
         tables.append(pq.read_table(out))
