@@ -28,9 +28,13 @@ def withholds(case: Case) -> bool:
 
 
 def hides_words(case: Case) -> bool:
-    """Whether the words of a case's events are left out: it withholds its answer, or still may."""
+    """Whether the words of a case's events are left out: it withholds its answer, or still may.
+
+    A follow-up has no confidence to be below anything.
+    """
     settings = case.settings
-    may_withhold = settings.abstain_below > 0.0 or settings.withhold_unsupported
+    may_be_unsure = settings.abstain_below > 0.0 and case.follows is None
+    may_withhold = may_be_unsure or settings.withhold_unsupported
     return withholds(case) or (case.status is CaseStatus.RUNNING and may_withhold)
 
 

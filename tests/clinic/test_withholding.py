@@ -9,10 +9,12 @@ import httpx
 import pytest
 
 from services.clinic.confidence import CalibrationError
+from services.clinic.showing import hides_words
 from tests.clinic.scripted_policy import ScriptedPolicy, answer, look
 from tests.clinic.test_cases import IN_VIEW, ask
 from tests.clinic.test_confidence import a_calibration, written
 from tests.clinic.test_events import followed, told
+from tests.clinic.test_store import a_case
 
 StartClinic = Callable[..., httpx.Client]
 SECRET = "zebrafinch"
@@ -151,3 +153,11 @@ def test_a_clinic_with_a_calibration_it_cannot_use_does_not_start(
     falling = a_calibration().model_dump_json().replace("[0.2,0.2,0.9]", "[0.9,0.2,0.9]")
     with pytest.raises(CalibrationError, match="must not fall"):
         start_clinic(calibration=written(tmp_path, falling))
+
+
+def test_a_follow_up_that_runs_hides_no_words_for_it_cannot_come_to_withhold_them():
+    first = a_case("first")
+    unsure = first.settings.model_copy(update={"abstain_below": 0.5})
+    running = first.model_copy(update={"settings": unsure})
+    assert hides_words(running)
+    assert not hides_words(running.model_copy(update={"follows": "first"}))
