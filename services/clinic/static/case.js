@@ -80,7 +80,7 @@ function named(answer, choices) {
 function votesCard(found) {
   const rows = Object.entries(found.votes).sort((a, b) => b[1] - a[1]);
   const silent = found.settings.num_trajectories - rows.reduce((sum, row) => sum + row[1], 0);
-  const all = silent ? [...rows, ["found.is_withheld ? "(withheld)" : "(no answer)", silent]] : rows;
+  const all = silent ? [...rows, [found.is_withheld ? "(withheld)" : "(no answer)", silent]] : rows;
   return card("Votes", "Normalised answers of the independent trajectories.",
     table(all.map(([answer, count]) => [named(answer, found.choices), count]), ["Answer", "Votes"]));
 }
