@@ -1,5 +1,6 @@
 """Fixtures that several parts share: real servers on loopback, stopped by their fixture."""
 
+import itertools
 import logging
 import signal
 import socket
@@ -51,13 +52,24 @@ def _no_log_of_a_command() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def free_port() -> Callable[[], int]:
-    """A port that nobody listens on right now."""
+def free_port(worker_id: str) -> Callable[[], int]:
+    """A port that nobody listens on, with the three after it, and that nobody else is given.
+
+    The tests' processes have each a range of their own, below what the system gives to callers.
+    """
+    number = int(worker_id.removeprefix("gw")) if worker_id != "master" else 0
+    ports = itertools.cycle(range(20_000 + 3_000 * (number % 4), 23_000 + 3_000 * (number % 4), 4))
+
+    def is_free(port: int) -> bool:
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                return False
+        return True
 
     def find() -> int:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            return int(probe.getsockname()[1])
+        return next(port for port in ports if all(map(is_free, range(port, port + 4))))
 
     return find
 

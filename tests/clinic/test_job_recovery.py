@@ -90,5 +90,6 @@ def test_an_item_outlives_its_worker_and_its_clinic_in_turn(ward: Ward, policy: 
 
     assert (done["status"], done["counts"]["done"]) == ("done", 4)
     assert len({item["case_id"] for item in done["items"]}) == ward.num_cases() == 4
-    assert all(item["attempts"] == 1 for item in done["items"])
+    # One that was begun as the clinic was killed, and had no case yet, is begun once more.
+    assert all(item["attempts"] in (1, 2) for item in done["items"])
     until(lambda: ward.queue.hlen(QUEUE.unacked_key) + ward.queue.llen(QUEUE.list_key) == 0)
