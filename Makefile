@@ -49,13 +49,13 @@ status: ## Shows the running stack
 
 test: export OMP_WAIT_POLICY = PASSIVE
 test: export KMP_BLOCKTIME = 0
-test: install browser ## All tests, with the real components (about 15 minutes)
+test: install browser ## All tests, with the real components (under 20 minutes on two cores)
 	@$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 chaos: install ## Kills every process at random moments of a training run, empties Redis, audits the outcome
 	@$(BIN)/python -m tests.chaos $(ARGS)
 
-bench: install ## All benchmarks; refreshes the table in benchmarks/README.md (about 20 minutes)
+bench: install ## All benchmarks; refreshes the table in benchmarks/README.md (over half an hour)
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 bench-%: install ## One: bench-cca, bench-zoom, bench-entropy, bench-rollout, bench-loop, bench-clinic, bench-trainer, bench-evidence, bench-windowing, bench-trainer_gpu
