@@ -3,8 +3,9 @@
 Invariant: a case that was accepted is in the store before any work is done for it, and its status
 becomes final exactly once. The work runs in tasks of the desk's own, so a caller who hangs up
 stops nothing; only `cancel` does. At start-up the cases a former process left are begun again; one
-whose work was already killed `MAX_ATTEMPTS` times fails with that reason instead. A clean stop
-hands unfinished cases to the next start without counting against them.
+whose work was already cut short `MAX_ATTEMPTS` times, by a kill or because the database stayed
+away, fails with that reason instead. A clean stop hands unfinished cases to the next start without
+counting against them.
 
 A case waits for a neighbour that fails for a moment, and for the database; if that stays away, the
 case stays running there and the next start begins it again.
@@ -271,7 +272,7 @@ class CaseDesk:
                 final = await self._final(case, watch, diary.tell)
             except asyncio.CancelledError:
                 await diary.close()
-                self._store.release(case.case_id, attempt)
+                await asyncio.to_thread(self._store.release, case.case_id, attempt)
                 raise
             last = await diary.close()
             if await self._patiently_stored(partial(self._store.finish, final, attempt, last)):
@@ -339,7 +340,10 @@ class CaseDesk:
         return case.model_copy(update={"status": CaseStatus.FAILED, "failure": failure})
 
     async def _give_up(self, unfinished: UnfinishedCase) -> None:
-        reason = f"the clinic was killed {unfinished.attempts} times while it worked on this case"
+        reason = (
+            f"the work on this case was cut short {unfinished.attempts} times: "
+            "the clinic was killed, or its database stayed away"
+        )
         failed = self._failed(unfinished.case, CaseFailure(service="clinic", reason=reason))
         final = failed.model_copy(update={"finished_at": self._now()})
         if await asyncio.to_thread(self._store.finish, final, unfinished.attempts):

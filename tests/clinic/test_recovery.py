@@ -131,7 +131,8 @@ def test_a_case_whose_process_was_killed_twice_fails_with_that_reason(
 
     assert case["status"] == "failed"
     assert case["failure"]["reason"] == (
-        "the clinic was killed 2 times while it worked on this case"
+        "the work on this case was cut short 2 times: "
+        "the clinic was killed, or its database stayed away"
     )
     assert policy.num_entered == asked_before
 
