@@ -47,7 +47,6 @@ def admit_again(asked: Asked, subject: CaseSubject, pseudonyms: Pseudonyms) -> A
 
 def unnamed(text: str, subject: CaseSubject, pseudonyms: Pseudonyms) -> str:
     """What a reader wrote about a case, without the identity of its subject.
-
     Raises `ApiProblem` 409 if the pseudonyms are of another clinic.
     """
     for identity in _known(subject, pseudonyms):
@@ -57,7 +56,8 @@ def unnamed(text: str, subject: CaseSubject, pseudonyms: Pseudonyms) -> str:
 
 def _known(subject: CaseSubject, pseudonyms: Pseudonyms) -> list[PatientIdentity]:
     try:
-        return [pseudonyms.identity(p) for p in (subject.patient, subject.study) if p is not None]
+        given = (subject.header, subject.patient, subject.study)
+        return [pseudonyms.identity(p) for p in given if p is not None]
     except UnknownPseudonym as error:
         raise ApiProblem(
             HTTPStatus.CONFLICT,

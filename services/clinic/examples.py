@@ -106,7 +106,11 @@ _CASE = Case(
             burned_in_reasons=["BurnedInAnnotation is NO"],
         ),
     ),
-    subject=CaseSubject(patient="patient-5b1f0a9c2d3e4f60", study="study-90d1c4b7a8e2f314"),
+    subject=CaseSubject(
+        patient="patient-5b1f0a9c2d3e4f60",
+        study="study-90d1c4b7a8e2f314",
+        header="header-2c77d1f03b9a6e58",
+    ),
     settings=CaseSettings(
         num_trajectories=3,
         seed=7,

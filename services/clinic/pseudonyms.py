@@ -1,13 +1,15 @@
 """Who hides behind the pseudonyms of the cases: a database of its own, and nothing else in it.
 
-Invariant: a pseudonym is drawn at random, once per patient or study, and says nothing without this
-database; a row is written before the case that names it, and never changed. The file is readable
-by its owner only. Nothing of a row is ever logged.
+Invariant: a pseudonym is drawn at random, once per patient, study or header, and says nothing
+without this database; a row is written before the case that names it, and never changed. The file
+is readable by its owner only. Nothing of a row is ever logged.
 
 A patient is known by number and issuer; where the header has no number, by name and date of birth
-together; else there is no pseudonym. A study is known by its UID.
+together; else there is no pseudonym. A study is known by its UID. A header is known by all that it
+says of identity, so that a later text about its picture is rid of its own spellings too.
 """
 
+import hashlib
 import secrets
 from pathlib import Path
 from typing import Literal
@@ -25,7 +27,9 @@ from shared.errors import MedvrError
 
 SCRIPTS = Path(__file__).parent / "pseudonym_migrations"
 
-Kind = Literal["patient", "study"]
+_NOBODY = PatientIdentity()
+
+Kind = Literal["patient", "study", "header"]
 
 
 class UnknownPseudonym(MedvrError):
@@ -67,11 +71,14 @@ class Pseudonyms:
         self._transactions.read(lambda session: session.execute(select(1)), is_patient=False)
 
     def of(self, identity: PatientIdentity) -> CaseSubject:
-        """The pseudonyms of a patient and a study, given now if they had none. Durable."""
-        patient, study = _patient_known_as(identity), identity.study_uid
+        """The pseudonyms of patient, study and header, given now if they had none. Durable."""
+        patient, study, header = _patient_known_as(identity), identity.study_uid, None
+        if identity != _NOBODY:
+            header = hashlib.sha256(identity.model_dump_json().encode()).hexdigest()
         return CaseSubject(
             patient=None if patient is None else self._given("patient", patient, identity),
             study=None if study is None else self._given("study", (study,), identity),
+            header=None if header is None else self._given("header", (header,), identity),
         )
 
     def identity(self, pseudonym: str) -> PatientIdentity:

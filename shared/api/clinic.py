@@ -96,6 +96,8 @@ class CaseSubject(WireModel):
     """The same for all images whose header has this patient."""
     study: str | None = None
     """The same for all images of a study."""
+    header: str | None = None
+    """The same for all images whose headers say the same of identity."""
     num_removed: int = 0
     """Places of the question and the choices where a word of the header's identity stood, which
     is `[removed]` now."""

@@ -39,6 +39,22 @@ WHO = PatientIdentity(
 )
 
 
+def test_a_follow_up_is_rid_of_what_its_own_files_header_says(
+    clinic: httpx.Client, policy: ScriptedPolicy
+):
+    """The patient's pseudonym was first given for another spelling; one file has a name alone."""
+    for later in (scan("Miller^Jane"), file_of(dataset_of(LARGE, PatientName="Miller^Jane"))):
+        policy.rehearse([answer("A")], [answer("A")], [answer("A")])
+        ask(clinic, image=scan(), k="1")
+        first = ask(clinic, image=later, k="1").json()
+
+        body = {"question": "Has Jane Miller another?", "choices": ["yes", "no"], "k": 1}
+        second = clinic.post(f"/v1/cases/{first['case_id']}/follow-ups", json=body).json()
+
+        assert second["question"] == "Has [removed] another?"
+        assert "Miller" not in clinic.get(f"/v1/cases/{second['case_id']}").text
+
+
 @pytest.mark.parametrize(
     ("text", "left"),
     [
