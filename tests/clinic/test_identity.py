@@ -171,6 +171,7 @@ def test_a_picture_without_a_header_has_no_pseudonym(clinic: httpx.Client, polic
     assert ask(clinic, k="1").json()["subject"] == {
         "patient": None,
         "study": None,
+        "header": None,
         "num_removed": 0,
     }
 
