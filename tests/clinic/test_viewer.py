@@ -507,6 +507,8 @@ def test_a_correction_is_drawn_sent_and_listed(
     case_id = ask(clinic, k="1").json()["case_id"]
     viewer.open_case(case_id)
     page = viewer.page
+    page.get_by_role("button", name="Send").click()
+    page.get_by_text("Choose a verdict first.").wait_for()
 
     page.get_by_label("I correct it").check()
     page.get_by_label("Right answer").select_option("C")

@@ -93,8 +93,8 @@ export function feedbackCard(found, stage) {
     versions.replaceChildren(...history.versions.map((given) => versionLine(given, found)));
   };
   const possible = VERDICTS.filter(([value]) => found.status === "answered" || value !== "agree");
-  const verdicts = possible.map(([value, words], i) => el("label", { class: "tick" },
-    el("input", { type: "radio", name: "verdict", value, checked: i === 0 }), words));
+  const verdicts = possible.map(([value, words]) => el("label", { class: "tick" },
+    el("input", { type: "radio", name: "verdict", value }), words));
   const answer = found.choices.length
     ? el("select", {}, el("option", { value: "" }, "—"),
         ...found.choices.map((text, i) => el("option", { value: LETTERS[i] }, `${LETTERS[i]}. ${text}`)))
@@ -113,11 +113,12 @@ export function feedbackCard(found, stage) {
     field("corrected-answer", "Right answer", answer),
     el("fieldset", { class: "field" }, el("legend", {}, "Right place ", el("span", { class: "optional" }, "optional, in pixels of the original")),
       el("div", { class: "corners" }, ...Object.values(corners)), mark));
-  const chosen = () => verdicts.map((label) => label.firstChild).find((radio) => radio.checked).value;
+  const chosen = () => verdicts.map((label) => label.firstChild).find((radio) => radio.checked)?.value;
   for (const label of verdicts) {
     label.addEventListener("change", () => { correction.hidden = chosen() !== "corrected"; });
   }
   const send = async (key) => {
+    if (!chosen()) throw new Error("Choose a verdict first.");
     const isCorrected = chosen() === "corrected";
     const box = CORNERS.map((name) => corners[name].value);
     const hasBox = isCorrected && box.some((value) => value !== "");
@@ -135,5 +136,5 @@ export function feedbackCard(found, stage) {
     versions,
     formOf("Send", send,
       el("fieldset", { class: "field" }, el("legend", {}, "Verdict"), ...verdicts),
-      correction, field("role", "I am", role), field("note", "Note", note, "Name no patient: it is kept as written.")));
+      correction, field("role", "I am", role), field("note", "Note", note, "Name no patient: only words of the file's header are removed from it.")));
 }
