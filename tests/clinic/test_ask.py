@@ -258,6 +258,7 @@ def test_what_was_not_answered_is_not_followed(ask: Ask, policy: ScriptedPolicy)
         ([], "give IMAGE and QUESTION"),
         (["scan.png"], "give IMAGE and QUESTION"),
         (["scan.png", "?", "--case", "x"], "give IMAGE and QUESTION"),
+        (["scan.png", "?", "--out", "nowhere/a.png"], "--out: there is no folder nowhere"),
         (["scan.png", "?", "--follow", "x"], "--follow CASE and QUESTION, or --case CASE"),
         (["--follow", "x"], "--follow CASE and QUESTION"),
         (["?", "--follow", "x", "--case", "x"], "--follow CASE and QUESTION"),
@@ -335,3 +336,11 @@ def test_ctrl_c_cancels_what_was_asked_and_leaves_what_was_watched(
     assert said.startswith("the case goes on; to come back: medvr ask --case")
     assert clinic.get(f"/v1/cases/{running['case_id']}").json()["status"] == "running"
     policy.release.set()
+
+
+def test_of_a_case_that_is_not_there_nothing_is_said_to_go_on(ask: Ask):
+    code, out, err = ask("--case", "zzz")
+
+    assert (code, out) == (1, "")
+    assert "no case zzz" in err
+    assert "goes on" not in err

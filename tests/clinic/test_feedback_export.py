@@ -174,3 +174,18 @@ def test_a_case_whose_image_is_gone_is_counted(
         f"{tmp_path / 'set'}: 0 problems, 0 boxes",
         "left out: 1 image gone from the blob store",
     ]
+
+
+def test_a_database_that_is_not_there_is_named_and_not_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    absent = tmp_path / "mistyped.sqlite"
+    for command in (
+        ["export-feedback", "--out", str(tmp_path / "set"), "--database", str(absent)],
+        ["reidentify", "patient-0", "--pseudonym-database", str(absent)],
+    ):
+        with pytest.raises(SystemExit) as end:
+            main(command)
+        assert end.value.code == 1
+        assert f"there is no database {absent}" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
