@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.status import Status
 from rich.text import Text
 
+from shared.api.case_course import CaseEvidence
 from shared.api.case_events import (
     CaseEvent,
     StartedEvent,
@@ -23,7 +24,7 @@ from shared.api.case_events import (
     ZoomEvent,
 )
 from shared.api.case_result import CaseVerification, UnknownConfidence
-from shared.api.clinic import AbstentionReason, Case, CaseEvidence, CaseStatus
+from shared.api.clinic import AbstentionReason, Case, CaseStatus
 from shared.api.zoom import WireBox
 from shared.trajectory import StopReason
 

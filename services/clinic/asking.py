@@ -9,20 +9,22 @@ from fastapi import APIRouter, Depends, File, Form, Header, Request, Response, U
 from fastapi.responses import StreamingResponse
 
 from services.clinic.examples import (
-    CANCEL_PROBLEMS,
     EXAMPLE_CANCELLED,
     EXAMPLE_CASE,
     EXAMPLE_RUNNING,
     EXAMPLE_STREAM,
+)
+from services.clinic.following import LAST_EVENT, follow
+from services.clinic.headers import Key, Waiting, sent, waited
+from services.clinic.idempotency import fingerprint_of
+from services.clinic.problem_examples import (
+    CANCEL_PROBLEMS,
     FOLLOW_PROBLEMS,
     KEY_PROBLEMS,
     SUBMISSION_PROBLEMS,
     json_example,
     merged,
 )
-from services.clinic.following import LAST_EVENT, follow
-from services.clinic.headers import Key, Waiting, sent, waited
-from services.clinic.idempotency import fingerprint_of
 from services.clinic.showing import as_stored, hides_words, shown, shown_event
 from services.clinic.state import CaseId, Show, State, found_case, no_such_case
 from services.clinic.store import Answer, Repeatable, UnknownCase

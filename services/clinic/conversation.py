@@ -29,15 +29,8 @@ from shared.agent.prompt import (
     prompt_after_image,
 )
 from shared.agent.tools import window_caption, zoom_caption
-from shared.api.clinic import (
-    Case,
-    CaseContext,
-    CaseStatus,
-    CaseToolCall,
-    ContextCase,
-    DroppedCase,
-    DropReason,
-)
+from shared.api.case_course import CaseContext, CaseToolCall, ContextCase, DroppedCase, DropReason
+from shared.api.clinic import Case, CaseStatus
 from shared.api.policy import ImageSegment, PolicyDescription, Segment, TextSegment
 from shared.clients.policy import PolicyClient
 from shared.errors import ApiProblem, MedvrError

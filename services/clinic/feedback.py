@@ -9,7 +9,6 @@ from fastapi import APIRouter, Body, Response
 
 from services.clinic.admission import unnamed
 from services.clinic.desk import utc_now
-from services.clinic.examples import KEY_PROBLEMS, UNKNOWN_CASE, json_example, merged
 from services.clinic.feedback_examples import (
     EXAMPLE_FEEDBACK,
     EXAMPLE_HISTORY,
@@ -19,6 +18,7 @@ from services.clinic.feedback_examples import (
 from services.clinic.feedback_store import StaleFeedback
 from services.clinic.headers import Key, sent
 from services.clinic.idempotency import fingerprint_of
+from services.clinic.problem_examples import KEY_PROBLEMS, UNKNOWN_CASE, json_example, merged
 from services.clinic.pseudonyms import Pseudonyms
 from services.clinic.state import CaseId, State, found_case
 from services.clinic.store import Answer, Repeatable

@@ -3,7 +3,8 @@
 from datetime import UTC, datetime
 from http import HTTPStatus
 
-from services.clinic.examples import EXAMPLE_ID, problems
+from services.clinic.examples import EXAMPLE_ID
+from services.clinic.problem_examples import problems
 from shared.api.feedback import Feedback, FeedbackHistory, FeedbackRequest, ReviewerRole, Verdict
 from shared.api.zoom import WireBox
 

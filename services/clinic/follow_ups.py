@@ -7,16 +7,10 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
-from services.clinic.examples import (
-    EXAMPLE_FOLLOW_UP,
-    EXAMPLE_RUNNING,
-    FOLLOW_UP_PROBLEMS,
-    KEY_PROBLEMS,
-    json_example,
-    merged,
-)
+from services.clinic.examples import EXAMPLE_FOLLOW_UP, EXAMPLE_RUNNING
 from services.clinic.headers import Key, Waiting, sent, waited
 from services.clinic.idempotency import fingerprint_of
+from services.clinic.problem_examples import FOLLOW_UP_PROBLEMS, KEY_PROBLEMS, json_example, merged
 from services.clinic.state import CaseId, State, no_such_case
 from services.clinic.store import Answer, Repeatable, UnknownCase
 from services.clinic.submission import check_question, only_fields

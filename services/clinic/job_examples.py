@@ -3,7 +3,8 @@
 from datetime import UTC, datetime
 from http import HTTPStatus
 
-from services.clinic.examples import EXAMPLE_CASE, problems
+from services.clinic.examples import EXAMPLE_CASE
+from services.clinic.problem_examples import problems
 from shared.api.clinic import CaseStatus
 from shared.api.jobs import (
     ItemStatus,

@@ -8,7 +8,6 @@ from fastapi import APIRouter, Depends, File, Form, Query, Request, Response, Up
 from fastapi import Path as PathParameter
 
 from services.clinic.desk import utc_now
-from services.clinic.examples import KEY_PROBLEMS, json_example, merged
 from services.clinic.headers import Key, Waiting, sent
 from services.clinic.idempotency import fingerprint_of
 from services.clinic.job_documents import ItemName, JobDocument, StoredItem, StoredJob, UnknownJob
@@ -23,6 +22,7 @@ from services.clinic.job_examples import (
     UNKNOWN_JOB,
 )
 from services.clinic.job_form import JobForm, check_form, image_hashes, items_of
+from services.clinic.problem_examples import KEY_PROBLEMS, json_example, merged
 from services.clinic.state import ClinicState, State
 from services.clinic.store import Answer, Repeatable
 from services.clinic.submission import RENDERING_FIELDS, asked_rendering, only_fields

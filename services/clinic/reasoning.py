@@ -14,15 +14,9 @@ from itertools import accumulate
 
 from shared.agent.entropy import tool_entropy_nats
 from shared.agent.parser import parse_turn
+from shared.api.case_course import CaseAttempt, CaseConsensus, CaseEvidence, CaseToolCall, CaseTurn
 from shared.api.cca import AttemptConsensus, ConsensusRegion, Heatmap
-from shared.api.clinic import (
-    CaseAttempt,
-    CaseConsensus,
-    CaseEvidence,
-    CaseImage,
-    CaseToolCall,
-    CaseTurn,
-)
+from shared.api.clinic import CaseImage
 from shared.api.zoom import MAX_WINDOW, WireBox, WireWindow
 from shared.geometry import Box, ImageSize
 from shared.trajectory import Generation, StopReason, Trajectory, Turn, WindowArguments

@@ -17,6 +17,8 @@ from services.clinic.examples import (
     EXAMPLE_ID,
     EXAMPLE_PAGE,
     EXAMPLE_WITHHELD,
+)
+from services.clinic.problem_examples import (
     UNKNOWN_CASE,
     json_example,
     json_examples,

@@ -14,8 +14,9 @@ from typing import Literal
 from pydantic import Field
 
 from shared.api.base import SHA256_PATTERN, WireModel
+from shared.api.case_course import Coordinates
 from shared.api.case_result import Blanked
-from shared.api.clinic import AbstentionReason, CaseStatus, Coordinates
+from shared.api.clinic import AbstentionReason, CaseStatus
 from shared.api.zoom import WireBox, WireWindow
 
 
