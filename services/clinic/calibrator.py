@@ -1,8 +1,6 @@
 """Works problems as the clinic works cases: the same casework and prompt, but nothing is stored."""
 
-import asyncio
 import hashlib
-import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -10,6 +8,7 @@ import msgspec
 
 from services.clinic.casework import Standing, Stopwatch, answer_case, features_of
 from services.clinic.confidence import CalibrationError, Features
+from services.clinic.patience import patiently
 from services.clinic.provenance import code_version
 from services.clinic.rounds import Neighbours
 from shared.api.case_events import CaseEvent
@@ -19,9 +18,6 @@ from shared.api.zoom import WireImageSize
 from shared.errors import BoundaryError
 from shared.geometry import BadBox
 from shared.problem import Problem
-
-_FIRST_PAUSE_S = 1.0
-_LONGEST_PAUSE_S = 15.0
 
 
 class CalibrationRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -122,19 +118,14 @@ class Calibrator:
         self, problem: Problem, weights_sha256: str, patience_s: float
     ) -> CalibrationRecord:
         """As `record`, asking again while a service fails for a moment."""
-        give_up_at, pause_s = time.monotonic() + patience_s, _FIRST_PAUSE_S
-        while True:
-            try:
-                return await self.record(problem, weights_sha256)
-            except (BadBox, BoundaryError) as error:
-                if isinstance(error, BadBox) or not error.is_transient:
-                    return CalibrationRecord(
-                        problem_id=problem.problem_id, image=problem.image, error=str(error)
-                    )
-                if time.monotonic() > give_up_at:
-                    raise
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+        try:
+            return await patiently(lambda: self.record(problem, weights_sha256), patience_s)
+        except (BadBox, BoundaryError) as error:
+            if isinstance(error, BoundaryError) and error.is_transient:
+                raise
+            return CalibrationRecord(
+                problem_id=problem.problem_id, image=problem.image, error=str(error)
+            )
 
 
 async def _tell_nobody(_: Sequence[CaseEvent]) -> None:

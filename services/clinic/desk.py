@@ -28,6 +28,7 @@ from services.clinic.conversation import ContextFull, check_followable
 from services.clinic.diary import Diary
 from services.clinic.following import Bells
 from services.clinic.metrics import ClinicMetrics
+from services.clinic.patience import patiently
 from services.clinic.pseudonyms import Pseudonyms
 from services.clinic.rounds import Neighbours
 from services.clinic.settings import ClinicSettings
@@ -45,9 +46,6 @@ logger = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 2
 """A killed case is run once more."""
-
-_FIRST_PAUSE_S = 0.5
-_LONGEST_PAUSE_S = 5.0
 
 T = TypeVar("T")
 
@@ -308,33 +306,22 @@ class CaseDesk:
 
     async def _patiently_answered(self, case: Case, watch: Stopwatch, tell: Tell) -> Case:
         """Begin again while a neighbour fails for a moment. Raises what it failed with at last."""
-        give_up_at = time.monotonic() + self._settings.patience_s
-        pause_s = _FIRST_PAUSE_S
         earlier: list[Case] = []
         if case.follows is not None:
             earlier = await asyncio.to_thread(self._store.conversation, case.follows)
-        while True:
-            try:
-                return await answer_case(
-                    self._neighbours, self._standing, case, watch, tell, earlier
-                )
-            except BoundaryError as error:
-                if not error.is_transient or time.monotonic() + pause_s > give_up_at:
-                    raise
-                logger.warning("case waits for %s", error.service, extra={"case_id": case.case_id})
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+        def warn(error: BoundaryError) -> None:
+            logger.warning("case waits for %s", error.service, extra={"case_id": case.case_id})
+
+        return await patiently(
+            lambda: answer_case(self._neighbours, self._standing, case, watch, tell, earlier),
+            self._settings.patience_s,
+            warn,
+        )
 
     async def _patiently_stored(self, write: Callable[[], T]) -> T:
         """What a write of the store returns, once the database answers. Raises `DatabaseAway`."""
-        give_up_at = time.monotonic() + self._settings.patience_s
-        while True:
-            try:
-                return await asyncio.to_thread(write)
-            except DatabaseAway:
-                if time.monotonic() > give_up_at:
-                    raise
-            await asyncio.sleep(_LONGEST_PAUSE_S)
+        return await patiently(partial(asyncio.to_thread, write), self._settings.patience_s)
 
     def _failed(self, case: Case, failure: CaseFailure) -> Case:
         return case.model_copy(update={"status": CaseStatus.FAILED, "failure": failure})
